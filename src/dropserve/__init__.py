@@ -1,0 +1,1 @@
+"""dropserve: from a dropout-regularised PyTorch model to an endpoint that can be trusted."""

@@ -1,0 +1,31 @@
+"""The command line: ``dropserve train | export | serve | ...``.
+
+Each module of this package holds the commands of one stage and imports that stage inside its functions:
+``dropserve predict`` on a small host needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from dropserve.errors import DropserveError
+
+app = typer.Typer(
+    name="dropserve",
+    help="Train with dropout. Prove it is gone. Serve the answer, and the doubt when someone asks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is a message and an exit status, not a traceback."""
+    try:
+        app()
+    except DropserveError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_status)

@@ -1,0 +1,1 @@
+"""Export: the audit, TorchScript, ONNX, trunk and head, parity, the archive."""

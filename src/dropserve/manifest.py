@@ -1,0 +1,164 @@
+"""What stands in ``manifest.json``: the whole description of a run or of a version.
+
+To raise the format: add a model beside the old one, a reader for the old number to ``_READERS`` that turns
+old into new, and a stored example to the tests. Old readers stay.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from dropserve.signature import Signature, Site
+
+FORMAT = 1
+Task = Literal["classification", "regression", "raw"]
+
+
+class FileRecord(BaseModel):
+    """One file: SHA-256 in hexadecimal and size in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class SourceRecord(BaseModel):
+    """The code of the model.
+
+    Attributes:
+        spec: ``file.py:Class`` or ``module:Class``, a file's path made absolute.
+        arguments: keyword arguments of the constructor.
+        sha256: hash of the source file at training time.
+        copy_file: the copy of that file, a name within the run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    spec: str
+    arguments: dict[str, JsonValue] = {}
+    sha256: str
+    copy_file: str
+
+
+class Scaling(BaseModel):
+    """An affine scaling inside the graph: ``(x - mean) / scale``, a number for each element of a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+class Preprocessing(BaseModel):
+    """What the served graph does around the user's model.
+
+    Attributes:
+        inputs: for the name of an input, the scaling applied to it first.
+        target: regression: outputs are multiplied by its scale and its mean is added.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    inputs: dict[str, Scaling] = {}
+    target: Scaling | None = None
+
+
+class CheckRecord(BaseModel):
+    """The verdict of one export check."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    verdict: Literal["passed", "failed", "waived", "skipped"]
+    evidence: str
+    remedy: str = ""
+    where: str = ""
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal[1] = FORMAT
+    name: str
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    task: Task
+    labels: tuple[str, ...] = ()
+    signature: Signature
+    source: SourceRecord
+    preprocessing: Preprocessing = Preprocessing()
+    metrics: dict[str, float] = {}
+    data: dict[str, JsonValue] = {}
+    built_with: dict[str, str] = Field(default_factory=lambda: built_with())  # noqa: PLW0108  # defined below
+    files: dict[str, FileRecord] = {}
+
+
+class RunManifest(_Manifest):
+    """What ``train`` and ``import`` publish: weights, and all that is needed to build the model again.
+
+    Attributes:
+        id: unique within the model, sorts by time.
+        recipe: the resolved recipe; empty for an imported model.
+        data: where the data came from, with the hash of the data and of the split.
+    """
+
+    kind: Literal["run"] = "run"
+    id: str
+    recipe: dict[str, JsonValue] = {}
+
+
+class VersionManifest(_Manifest):
+    """What ``export`` publishes: graphs that a server can load.
+
+    Attributes:
+        version: 1, 2, 3, ...
+        run: the id of the run it was made from.
+        sites: the dropout sites of the Monte Carlo graphs, in the order of their inputs.
+        checks: the verdict of every export check, waivers included.
+        calibration: what the calibrated answers rest on; null until calibrated.
+    """
+
+    kind: Literal["version"] = "version"
+    version: int = Field(ge=1)
+    run: str
+    sites: tuple[Site, ...] = ()
+    checks: tuple[CheckRecord, ...] = ()
+    calibration: dict[str, JsonValue] | None = None
+
+
+Manifest = RunManifest | VersionManifest
+
+
+def built_with() -> dict[str, str]:
+    """Versions of Python and of each installed package that shapes an artefact."""
+    versions = {"python": platform.python_version()}
+    packages = ("dropserve", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "lightning")
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_format_1(content: dict[str, Any]) -> Manifest:
+    model = RunManifest if content.get("kind") == "run" else VersionManifest
+    return model.model_validate(content)
+
+
+_READERS: dict[int, Callable[[dict[str, Any]], Manifest]] = {1: _read_format_1}
+
+
+def read_manifest(content: dict[str, Any]) -> Manifest:
+    """Turn the JSON of any known format into today's manifest.
+
+    Raises:
+        ValueError: for an unknown format number or a content that does not fit its format.
+    """
+    number = content.get("format")
+    if number not in _READERS:
+        raise ValueError(
+            f"manifest format {number!r}; this dropserve ({metadata.version('dropserve')}) reads "
+            f"{', '.join(map(str, _READERS))}. Upgrade dropserve, or export the model again."
+        )
+    return _READERS[number](content)

@@ -1,0 +1,191 @@
+"""From ``file.py:Class`` to a module ready to be trained or exported (needs torch)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from dropserve.errors import ModelSourceError, SourceChangedError
+from dropserve.manifest import Preprocessing, RunManifest, Scaling
+from dropserve.store import Stored
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """A model's class and the file that defines it."""
+
+    spec: str
+    cls: type[nn.Module]
+    file: Path
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the source file."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def build(self, arguments: Mapping[str, Any]) -> nn.Module:
+        """Call the constructor.
+
+        Raises:
+            ModelSourceError: if it refuses the arguments or fails.
+        """
+        try:
+            return self.cls(**arguments)
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            raise ModelSourceError(
+                f"{self.spec}({given}) failed: {type(error).__name__}: {error}. "
+                f"Its constructor is {self.cls.__name__}{inspect.signature(self.cls)}."
+            ) from error
+
+
+def load_class(spec: str, base: Path | None = None) -> ModelClass:
+    """Find a model class.
+
+    Args:
+        spec: ``path/to/file.py:Class`` or ``package.module:Class``.
+        base: folder that a relative file path is relative to; the working directory by default.
+
+    Raises:
+        ModelSourceError: if the file, module or class does not exist, fails to import, or is no
+            ``nn.Module``.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ModelSourceError(
+            f"model {spec!r}: write file.py:Class or package.module:Class, such as my_net.py:Net"
+        )
+    if place.endswith(".py"):
+        path = ((base or Path.cwd()) / place).resolve()
+        module, spec = _import_file(path, spec), f"{path}:{name}"
+    else:
+        module = _import_module(place, spec)
+    cls = getattr(module, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        found = [k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
+        raise ModelSourceError(
+            f"model {spec!r}: {place} defines no nn.Module called {name}; it has: "
+            f"{', '.join(found) or 'none'}"
+        )
+    return ModelClass(spec, cls, Path(inspect.getfile(cls)))
+
+
+def _import_module(place: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:
+        raise ModelSourceError(
+            f"model {spec!r}: importing {place} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    if not path.is_file():
+        raise ModelSourceError(f"model {spec!r}: there is no file {path}")
+    # Named by content: two files with one name, or one file edited in between, never meet in sys.modules.
+    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    name = f"_dropserve_model_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ModelSourceError(f"model {spec!r}: {path} cannot be imported")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # a model file may import its neighbours
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ModelSourceError(
+            f"model {spec!r}: importing {path} failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+class ServedModel(nn.Module):
+    """The user's model with its scaling, as it is exported: raw features in, raw units out.
+
+    Classification returns logits; the host applies softmax in float64.
+
+    Args:
+        model: the user's module.
+        preprocessing: scaling of inputs and target.
+        inputs: names of the inputs in the order of ``forward``, with their shapes per row.
+    """
+
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, inputs: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._input_names = tuple(inputs)
+        self._scaled = frozenset(preprocessing.inputs)
+        for name, scaling in preprocessing.inputs.items():
+            self._register(f"{name}_", scaling, inputs[name])
+        self._unscale = preprocessing.target is not None
+        if preprocessing.target is not None:
+            self._register("target_", preprocessing.target, (-1,))
+
+    def _register(self, prefix: str, scaling: Scaling, shape: tuple[int, ...]) -> None:
+        mean, scale = torch.tensor(scaling.mean), torch.tensor(scaling.scale)
+        self.register_buffer(f"{prefix}mean", mean.reshape(shape))
+        self.register_buffer(f"{prefix}scale", scale.reshape(shape))
+
+    def forward(self, *inputs: torch.Tensor) -> Any:  # whatever the user's model returns
+        """Scale, call the model, and put regression outputs back in their unit."""
+        scaled = [
+            (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
+            if name in self._scaled
+            else x
+            for name, x in zip(self._input_names, inputs, strict=True)
+        ]
+        output = self.model(*scaled)
+        if not self._unscale:
+            return output
+        return output * self.get_buffer("target_scale") + self.get_buffer("target_mean")
+
+
+def build_served(run: Stored[RunManifest]) -> ServedModel:
+    """Build the model of a run again, in eval mode, with its trained weights.
+
+    Raises:
+        SourceChangedError: if the model's source differs from the one that was trained.
+        ModelSourceError: if it cannot be imported or built, or the weights do not fit.
+    """
+    from safetensors.torch import load_file  # noqa: PLC0415  # export hosts only
+
+    manifest = run.manifest
+    source = manifest.source
+    place, _, name = source.spec.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        loaded = load_class(f"{run.path(source.copy_file)}:{name}")
+    else:
+        loaded = load_class(source.spec)
+    if loaded.sha256 != source.sha256:
+        raise SourceChangedError(
+            f"{loaded.file} has changed since run {manifest.id} of {manifest.name!r} was trained "
+            f"(the run keeps a copy: {run.path(source.copy_file)}). Restore it, or train again."
+        )
+    model = loaded.build(source.arguments)
+    shapes = {spec.name: spec.sized() for spec in manifest.signature.inputs}
+    try:
+        model.load_state_dict(load_file(run.path(WEIGHTS)))
+    except RuntimeError as error:
+        raise ModelSourceError(f"the weights of run {manifest.id} do not fit: {error}") from error
+    return ServedModel(model, manifest.preprocessing, shapes).eval()

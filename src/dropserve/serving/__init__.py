@@ -1,0 +1,1 @@
+"""Serving: one predictor, one protocol codec, and the hosts around them."""
