@@ -1,0 +1,160 @@
+"""What is exported: the eager model, its inputs, and the rows on which it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dropserve.errors import DataError
+from dropserve.signature import Axis, TensorSpec
+
+InputKind = Literal["rows", "random", "zeros", "large"]
+Array = NDArray[Any]
+
+_LARGE = 100.0  # standard deviations from the mean: far outside the data, well inside float32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under examination, in eval mode, float32, on the CPU.
+
+    Attributes:
+        name: what messages call it.
+        module: the eager model; called with one tensor for each input, in order.
+        inputs: names, dtypes and shapes per row.
+        rows: real rows, ``[n, *shape]`` for each input; None when there are none.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    rows: Mapping[str, Array] | None = None
+    _bounds: dict[str, tuple[int, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            _check_rows(self.name, self.inputs, self.rows)
+        integers = [spec for spec in self.inputs if spec.numpy_dtype.kind in "iu"]
+        object.__setattr__(self, "_bounds", {spec.name: self._integer_bounds(spec) for spec in integers})
+
+    @property
+    def kinds(self) -> tuple[InputKind, ...]:
+        """The kinds of input that :meth:`batch` can make, real rows first."""
+        drawn: tuple[InputKind, ...] = ("random", "zeros", "large")
+        return drawn if self.rows is None else ("rows", *drawn)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The variable axes and their greatest lengths."""
+        return {
+            axis.name: axis.maximum for spec in self.inputs for axis in spec.shape if isinstance(axis, Axis)
+        }
+
+    def batch(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        kind: InputKind | None = None,
+        lengths: Mapping[str, int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Make ``n`` rows; the same arguments give the same rows, and no global generator moves.
+
+        Args:
+            n: rows.
+            seed: which draw.
+            kind: ``rows`` (real ones; the default where there are any), ``random`` (normal with the mean
+                and deviation of the real rows, or standard normal), ``zeros``, ``large`` (random, a hundred
+                deviations wide). Integers stay within the range of the real rows, or of the model's
+                embeddings, or 0 and 1.
+            lengths: lengths of variable axes; the greatest by default.
+
+        Returns:
+            For each input, a tensor ``[n, *shape]``.
+        """
+        kind = kind or self.kinds[0]
+        rng = np.random.default_rng([seed, n, ("rows", "random", "zeros", "large").index(kind)])
+        wanted = {**self.axes, **(lengths or {})}
+        if kind == "rows":
+            return self._real(n, rng, wanted)
+        return {
+            spec.name: torch.from_numpy(self._draw(spec, (n, *spec.sized(wanted)), kind, rng))
+            for spec in self.inputs
+        }
+
+    def _real(self, n: int, rng: np.random.Generator, lengths: dict[str, int]) -> dict[str, torch.Tensor]:
+        rows = self.rows
+        if rows is None:
+            raise DataError(f"{self.name}: there are no real rows; ask for kind='random'")
+        count = len(next(iter(rows.values())))
+        picked = rng.choice(count, size=n, replace=n > count)
+        for spec in self.inputs:  # rows may be shorter than the greatest length that the model allows
+            for axis, size in zip(spec.shape, rows[spec.name].shape[1:], strict=True):
+                if isinstance(axis, Axis):
+                    lengths[axis.name] = min(lengths[axis.name], size)
+        batch: dict[str, torch.Tensor] = {}
+        for spec in self.inputs:
+            window = tuple(slice(0, size) for size in spec.sized(lengths))
+            values = rows[spec.name][(picked, *window)].astype(spec.numpy_dtype)
+            batch[spec.name] = torch.from_numpy(np.ascontiguousarray(values))
+        return batch
+
+    def _draw(
+        self, spec: TensorSpec, shape: tuple[int, ...], kind: InputKind, rng: np.random.Generator
+    ) -> Array:
+        dtype = spec.numpy_dtype
+        if dtype.kind == "b":
+            return np.zeros(shape, dtype) if kind == "zeros" else rng.random(shape) < 0.5
+        if dtype.kind in "iu":
+            low, high = self._bounds[spec.name]
+            if kind == "zeros":
+                return np.full(shape, min(max(0, low), high), dtype)
+            if kind == "large":
+                return np.full(shape, high, dtype)
+            return rng.integers(low, high, size=shape, endpoint=True).astype(dtype)
+        if kind == "zeros":
+            return np.zeros(shape, dtype)
+        mean, deviation = self._moments(spec, shape)
+        spread = deviation * (_LARGE if kind == "large" else 1.0)
+        return (mean + spread * rng.standard_normal(shape)).astype(dtype)
+
+    def _moments(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Mean and deviation of each element; of the whole input where lengths vary."""
+        if self.rows is None:
+            return np.zeros(()), np.ones(())
+        rows = self.rows[spec.name].astype(np.float64)
+        whole = np.asarray(np.nanstd(rows) or 1.0)
+        if rows.shape[1:] != shape[1:]:
+            return np.asarray(np.nanmean(rows)), whole
+        deviation = np.nanstd(rows, axis=0)
+        return np.nanmean(rows, axis=0), np.where(deviation > 0, deviation, whole)
+
+    def _integer_bounds(self, spec: TensorSpec) -> tuple[int, int]:
+        if self.rows is not None and self.rows[spec.name].size:
+            values = self.rows[spec.name]
+            return int(values.min()), int(values.max())
+        tables = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
+        return 0, min(tables, default=2) - 1
+
+
+def _check_rows(name: str, inputs: tuple[TensorSpec, ...], rows: Mapping[str, Array]) -> None:
+    missing = [spec.name for spec in inputs if spec.name not in rows]
+    if missing:
+        raise DataError(f"{name}: no real rows for input {missing[0]!r}; there are rows for {sorted(rows)}")
+    counts = {len(rows[spec.name]) for spec in inputs}
+    if len(counts) != 1 or 0 in counts:
+        raise DataError(f"{name}: every input needs the same number of real rows, at least 1; got {counts}")
+    for spec in inputs:
+        got = rows[spec.name].shape[1:]
+        fits = len(got) == len(spec.shape) and all(
+            size <= axis.maximum if isinstance(axis, Axis) else size == axis
+            for axis, size in zip(spec.shape, got, strict=True)
+        )
+        if not fits:
+            raise DataError(f"{name}: real rows of {spec} have shape {list(got)}")

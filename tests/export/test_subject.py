@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dropserve.errors import DataError
+from dropserve.export.subject import Subject
+from dropserve.signature import Axis, TensorSpec, parse_input
+
+LENGTH = Axis(name="L", maximum=9)
+
+
+def test_the_same_arguments_give_the_same_rows_and_no_generator_moves() -> None:
+    subject = Subject("net", nn.Identity(), (parse_input("4"),))
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  # under test
+    first, again, other = subject.batch(3, 5), subject.batch(3, 5), subject.batch(3, 6)
+    assert torch.equal(first["input"], again["input"])
+    assert not torch.equal(first["input"], other["input"])
+    assert torch.equal(torch_before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002  # under test
+
+
+def test_real_rows_come_first_and_are_real() -> None:
+    rows = np.arange(24, dtype=np.float64).reshape(8, 3)
+    subject = Subject("net", nn.Identity(), (parse_input("3"),), {"input": rows})
+    assert subject.kinds == ("rows", "random", "zeros", "large")
+    batch = subject.batch(17)["input"].numpy()
+    assert batch.dtype == np.float32
+    assert all(any(np.array_equal(row, real) for real in rows) for row in batch)
+    assert len(np.unique(subject.batch(8)["input"].numpy(), axis=0)) == 8, "without replacement while it can"
+
+
+def test_random_draws_follow_the_real_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal([0.0, 500.0], [1.0, 20.0], size=(400, 2))
+    subject = Subject("net", nn.Identity(), (parse_input("2"),), {"input": rows})
+    drawn = subject.batch(4000, kind="random")["input"].numpy()
+    np.testing.assert_allclose(drawn.mean(0), rows.mean(0), atol=1.5)
+    np.testing.assert_allclose(drawn.std(0), rows.std(0), rtol=0.05)
+    assert np.abs(subject.batch(400, kind="large")["input"].numpy()).max() > 2000
+
+
+@pytest.mark.parametrize("kind", ["random", "zeros", "large"])
+def test_integers_stay_within_the_smallest_embedding(kind: str) -> None:
+    module = nn.ModuleList([nn.Embedding(7, 2), nn.Embedding(5, 2)])
+    subject = Subject("net", module, (parse_input("6:int64"),))
+    values = subject.batch(200, kind=kind)["input"]  # type: ignore[arg-type]
+    assert values.dtype == torch.int64
+    assert values.min() >= 0
+    assert values.max() == {"random": 4, "zeros": 0, "large": 4}[kind]
+
+
+def test_variable_axes_share_their_length_across_inputs() -> None:
+    inputs = (
+        TensorSpec(name="a", shape=(LENGTH, 2)),
+        TensorSpec(name="mask", dtype="bool", shape=(LENGTH,)),
+    )
+    subject = Subject("net", nn.Identity(), inputs)
+    assert subject.axes == {"L": 9}
+    batch = subject.batch(2, lengths={"L": 5})
+    assert (batch["a"].shape, batch["mask"].shape) == ((2, 5, 2), (2, 5))
+    assert subject.batch(2)["a"].shape == (2, 9, 2)
+    short = Subject(
+        "net", nn.Identity(), inputs, {"a": np.ones((4, 6, 2)), "mask": np.ones((4, 9), dtype=bool)}
+    )
+    batch = short.batch(3)
+    assert (batch["a"].shape, batch["mask"].shape) == ((3, 6, 2), (3, 6)), "the shortest real rows decide"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({}, "no real rows for input 'input'"),
+        ({"input": np.ones((0, 3))}, "at least 1"),
+        ({"input": np.ones((2, 4))}, r"real rows of input: float32\[3\] have shape \[4\]"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(rows: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Subject("net", nn.Identity(), (parse_input("3"),), rows)
