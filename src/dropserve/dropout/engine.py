@@ -1,0 +1,191 @@
+"""Monte Carlo dropout over any runtime: numpy dictionaries in, samples out.
+
+A masked program has no notion of T: Monte Carlo is N = T x B rows, sample-major. The trunk (what no mask
+reaches) runs once on the B rows; its outputs are tiled, and the head runs on chunks of bounded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropserve.dropout.masks import SCHEMES, SEED_LIMIT, common_block, draw, site_rates
+from dropserve.dropout.rows import QUANTUM, run_padded
+from dropserve.errors import UsageError
+from dropserve.signature import Axis, Site, TensorSpec
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+Program = Callable[[dict[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one request is sampled.
+
+    Attributes:
+        samples: T, at least 2 (one sample has no spread).
+        seed: 0 <= seed < 2**53; the same seed gives the same masks everywhere.
+        scheme: ``balanced`` or ``iid``.
+        rate: dropout rate in place of every site's own; None keeps them.
+    """
+
+    samples: int = 50
+    seed: int = 0
+    scheme: str = "balanced"
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            UsageError: naming the setting, what came and what is allowed.
+        """
+        if not _whole(self.samples) or self.samples < 2:
+            raise UsageError(f"samples {self.samples!r}: expected a whole number of at least 2")
+        if not _whole(self.seed) or not 0 <= self.seed < SEED_LIMIT:
+            raise UsageError(f"seed {self.seed!r}: expected a whole number from 0 to 2**53 - 1")
+        if self.scheme not in SCHEMES:
+            raise UsageError(f"mask scheme {self.scheme!r}: expected one of {', '.join(SCHEMES)}")
+        if self.rate is not None and not (_real(self.rate) and 0 <= self.rate < 1):
+            raise UsageError(
+                f"dropout rate {self.rate!r}: expected a number from 0 up to, but not including, 1"
+            )
+
+
+class MonteCarlo:
+    """Draws samples from a masked program.
+
+    A row's samples depend on the row and the settings alone: all rows share the masks of the seed, and
+    every call is padded to whole quanta of rows (see ``rows.py``), so batch-mates do not change a bit.
+
+    Args:
+        sites: the dropout sites, as the manifest lists them.
+        head: maps names to arrays [N, ...]; takes masks and tiled tensors, gives the outputs.
+        trunk: maps the inputs [B, ...] to the tensors [B, ...] that the head takes; None if the head takes
+            the inputs themselves.
+        head_inputs: names of the tensors that the head takes besides masks; all that there are if None.
+        specs: the inputs' specs; needed only if a site has a variable axis.
+        chunk_elements: bound on the numbers fed to the head in one call (float32: four bytes each); one
+            quantum of rows always goes.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        head: Program,
+        trunk: Program | None = None,
+        *,
+        head_inputs: Collection[str] | None = None,
+        specs: Sequence[TensorSpec] = (),
+        chunk_elements: int = 2**22,
+    ) -> None:
+        self.sites = tuple(sites)
+        self._head = head
+        self._trunk = trunk
+        self._head_inputs = None if head_inputs is None else frozenset(head_inputs)
+        self._specs = tuple(specs)
+        self._chunk_elements = chunk_elements
+
+    def block(self, settings: Settings) -> int:
+        """The block size that the statistics of such samples need."""
+        return common_block(site_rates(self.sites, settings.rate))
+
+    def samples(self, inputs: Arrays, settings: Settings) -> dict[str, Array]:
+        """Run T samples of B rows.
+
+        Args:
+            inputs: for each input's name, [B, ...].
+            settings: how many, of which masks.
+
+        Returns:
+            For each output's name, [T, B, ...].
+
+        Raises:
+            UsageError: if the rows of the inputs differ in number, there are none, or the masks needed
+                exceed the bound of one draw.
+        """
+        rows = _rows(inputs)
+        masks = self._masks(inputs, settings)
+        fixed: dict[str, Array] = dict(inputs)
+        if self._trunk is not None:
+            fixed |= run_padded(self._trunk, fixed)
+        if self._head_inputs is not None:
+            fixed = {name: array for name, array in fixed.items() if name in self._head_inputs}
+        results: dict[str, Array] = {}
+        for some, these in self._chunks(rows, settings.samples, fixed, masks):
+            fed = {name: _tile(array[these], some.stop - some.start) for name, array in fixed.items()}
+            count = these.stop - these.start
+            fed |= {name: np.repeat(array[some], count, axis=0) for name, array in masks.items()}
+            for name, array in run_padded(self._head, fed).items():
+                if name not in results:
+                    shape = (settings.samples, rows, *array.shape[1:])
+                    results[name] = np.empty(shape, array.dtype)
+                results[name][some, these] = array.reshape(-1, count, *array.shape[1:])
+        return results
+
+    def _masks(self, inputs: Arrays, settings: Settings) -> dict[str, NDArray[np.float32]]:
+        s = settings
+        masks = draw(self.sites, s.samples, seed=s.seed, scheme=s.scheme, rate=s.rate)
+        if not any(isinstance(axis, Axis) for site in self.sites for axis in site.shape):
+            return masks
+        lengths = axis_lengths(inputs, self._specs)
+        for site in self.sites:
+            cut = tuple(slice(lengths[a.name] if isinstance(a, Axis) else a) for a in site.shape)
+            for name in (site.scale, site.shift):
+                if name is not None:
+                    masks[name] = masks[name][:, *cut]
+        return masks
+
+    def _chunks(self, rows: int, samples: int, fixed: Arrays, masks: Arrays) -> Iterator[tuple[slice, slice]]:
+        """Slices (samples, rows) that cover all, each within the bound of one call."""
+        per_row = sum(array[:1].size for array in (*fixed.values(), *masks.values()))
+        most = max(QUANTUM, self._chunk_elements // max(1, per_row))
+        wide = min(rows, most)
+        for row in range(0, rows, wide):
+            these = slice(row, min(row + wide, rows))
+            deep = max(1, most // (these.stop - these.start))
+            for sample in range(0, samples, deep):
+                yield slice(sample, min(sample + deep, samples)), these
+
+
+def axis_lengths(inputs: Arrays, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """The length of each variable axis in this request.
+
+    Raises:
+        UsageError: if one name has two lengths, or a length is above its maximum.
+    """
+    lengths: dict[str, int] = {}
+    for spec in specs:
+        for axis, size in zip(spec.shape, inputs[spec.name].shape[1:], strict=True):
+            if not isinstance(axis, Axis):
+                continue
+            if size > axis.maximum or lengths.setdefault(axis.name, size) != size:
+                raise UsageError(
+                    f"input {spec}: axis {axis.name} has length {size}; expected at most {axis.maximum}, and "
+                    f"the same ({lengths.get(axis.name, size)}) wherever the name appears"
+                )
+    return lengths
+
+
+def _rows(inputs: Arrays) -> int:
+    counts = {name: len(array) for name, array in inputs.items()}
+    if len(set(counts.values())) != 1 or not min(counts.values()):
+        raise UsageError(f"rows of each input: {counts}; expected the same number everywhere, at least 1")
+    return next(iter(counts.values()))
+
+
+def _tile(array: Array, times: int) -> Array:
+    tiled = np.broadcast_to(array, (times, *array.shape))
+    return tiled.reshape(times * array.shape[0], *array.shape[1:])
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)

@@ -1,0 +1,99 @@
+"""The engine against a plain loop over samples."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dropserve.dropout.engine import MonteCarlo, Settings
+from dropserve.dropout.masks import draw
+from dropserve.dropout.rows import QUANTUM, run_padded
+from dropserve.errors import UsageError
+from dropserve.signature import Axis, Site, TensorSpec
+
+SITES = (Site(name="a", kind="dropout", p=0.5, shape=(6,), scale="m"),)
+
+
+def head(fed):
+    return {"output": fed["x"] * fed["m"], "other": fed["x"].sum(axis=1)}
+
+
+@given(rows=st.integers(1, 30), samples=st.integers(2, 25), elements=st.integers(1, 600))
+def test_chunks_of_any_size_give_what_a_loop_over_samples_gives(rows, samples, elements):
+    x = np.arange(rows * 6, dtype=np.float32).reshape(rows, 6)
+    engine = MonteCarlo(SITES, head, chunk_elements=elements)
+    found = engine.samples({"x": x}, Settings(samples=samples, seed=3))
+    masks = draw(SITES, samples, seed=3)["m"]
+    assert np.array_equal(found["output"], np.stack([x * mask for mask in masks]))
+    assert np.array_equal(found["other"], np.tile(x.sum(axis=1), (samples, 1)))
+
+
+def test_a_call_is_bounded_in_elements_and_whole_quanta_of_rows():
+    seen = []
+
+    def spy(fed):
+        seen.append(sum(array.size for array in fed.values()))
+        assert len(fed["x"]) % QUANTUM == 0
+        return head(fed)
+
+    MonteCarlo(SITES, spy, chunk_elements=1200).samples({"x": np.ones((37, 6), np.float32)}, Settings())
+    assert max(seen) <= 1200
+    assert len(seen) > 10
+
+
+def test_the_trunk_runs_once_and_feeds_the_head():
+    calls = []
+
+    def trunk(fed):
+        calls.append(len(fed["raw"]))
+        return {"x": fed["raw"] + 1}
+
+    engine = MonteCarlo(SITES, head, trunk, head_inputs=["x"], chunk_elements=100)
+    found = engine.samples({"raw": np.zeros((3, 6), np.float32)}, Settings(samples=20))
+    assert calls == [QUANTUM]
+    assert np.array_equal(found["output"][:, 0], draw(SITES, 20, seed=0)["m"])
+
+
+def test_the_head_gets_the_tensors_it_takes_and_no_others():
+    def strict(fed):
+        assert set(fed) == {"x", "m"}
+        return head(fed)
+
+    inputs = {"x": np.ones((2, 6), np.float32), "unused": np.ones((2, 1), np.float32)}
+    MonteCarlo(SITES, strict, head_inputs=["x"]).samples(inputs, Settings(samples=2))
+
+
+def test_variable_axes_slice_masks_so_padding_keeps_each_position_s_mask():
+    axis = Axis(name="L", maximum=9)
+    sites = (Site(name="a", kind="dropout", p=0.5, shape=(axis, 2), scale="m"),)
+    specs = (TensorSpec(name="x", shape=(axis, 2)),)
+    engine = MonteCarlo(sites, lambda fed: {"output": fed["x"] * fed["m"]}, specs=specs)
+    short = engine.samples({"x": np.ones((1, 4, 2), np.float32)}, Settings(samples=5))["output"]
+    long = engine.samples({"x": np.ones((1, 9, 2), np.float32)}, Settings(samples=5))["output"]
+    assert np.array_equal(short, long[:, :, :4])
+    with pytest.raises(UsageError, match="at most 9"):
+        engine.samples({"x": np.ones((1, 10, 2), np.float32)}, Settings(samples=5))
+
+
+def test_inputs_that_differ_in_rows_are_refused():
+    engine = MonteCarlo(SITES, head)
+    with pytest.raises(UsageError, match="the same number"):
+        engine.samples({"x": np.ones((2, 6)), "y": np.ones((3, 6))}, Settings())
+    with pytest.raises(UsageError, match="at least 1"):
+        engine.samples({"x": np.ones((0, 6))}, Settings())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"samples": 1}, {"samples": 2.5}, {"samples": True}, {"seed": -1}, {"seed": 2**53}, {"scheme": "x"},
+     {"rate": 1.0}, {"rate": -0.1}, {"rate": "a"}, {"rate": float("nan")}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError, match="expected"):
+        Settings(**wrong)
+
+
+@given(rows=st.integers(1, 40))
+def test_padding_is_invisible(rows):
+    x = np.arange(rows)
+    assert np.array_equal(run_padded(lambda fed: {"y": fed["x"] * 2}, {"x": x})["y"], x * 2)
