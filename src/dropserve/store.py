@@ -94,8 +94,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` and, beside it, its own hash."""
     text = manifest.model_dump_json(indent=1) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    (folder / MANIFEST_HASH).write_text(f"{digest}  {MANIFEST}\n", encoding="utf-8")
+    (folder / MANIFEST_HASH).write_bytes(_guard(text.encode()))
+
+
+def _guard(content: bytes) -> bytes:
+    """The line that ``sha256sum --check`` reads."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def open_folder(folder: Path, kind: type[M], *, strict: bool = True) -> Stored[M]:
@@ -144,8 +148,7 @@ def _read_verified_manifest(folder: Path) -> Manifest:
         raise NotInStoreError(f"{folder} holds no {MANIFEST}")
     content = path.read_bytes()
     guard = folder / MANIFEST_HASH
-    expected = guard.read_text("utf-8", "replace").split()[:1] if guard.is_file() else []
-    if expected != [hashlib.sha256(content).hexdigest()]:
+    if not guard.is_file() or guard.read_bytes() != _guard(content):
         raise CorruptStoreError(f"{path} does not agree with {MANIFEST_HASH} beside it. {_MEND}")
     try:
         return read_manifest(json.loads(content))
@@ -278,8 +281,9 @@ class Store:
             if path.is_file():
                 path.chmod(0o444)
                 _sync(path)
-        (folder / _LOCK).unlink()
-        folder.rename(target)
+        with _locked(self.root / staging.name / _LOCK):  # else a folder without its lock looks abandoned
+            (folder / _LOCK).unlink()
+            folder.rename(target)
         _sync(target.parent)
         return Stored(target, manifest)
 

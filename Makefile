@@ -1,0 +1,69 @@
+# dropserve: `make help` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+RECIPE ?= training/recipes/digits.toml
+NAME   ?= $(or $(shell sed -n 's/^name *= *"\(.*\)" *$$/\1/p' $(RECIPE) 2>/dev/null),$(basename $(notdir $(RECIPE))))
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train export serve stop predict test test-all lint format accept clean
+.NOTPARALLEL:
+
+help: ## list the targets
+	@echo "make train export serve                 train on handwritten digits, prove dropout is off, export, serve"
+	@echo "make train export serve RECIPE=FILE     the same with your own recipe"
+	@echo
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 to 3.13, or name it: make PYTHON=python3.12"; exit 2; }
+	@echo "Setting up $(VENV) (some minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,export,serve,torchserve,dev]'
+	@touch $(READY)
+	@echo "Ready: $(BIN)/dropserve. Next: make train export serve"
+
+setup: $(READY) ## make .venv with everything in it
+
+train: setup ## train RECIPE and publish a run (default: digits)
+	@$(BIN)/dropserve train $(RECIPE)
+
+export: setup ## prove that dropout is off, export, publish a version
+	@$(BIN)/dropserve export $(NAME)
+
+serve: setup ## start TorchServe, wait until the models answer (MC=0: without the Monte Carlo endpoint)
+	@$(BIN)/dropserve serve $(NAME) $(SERVE_FLAGS)
+
+stop: setup ## stop what `make serve` started
+	@$(BIN)/dropserve stop
+
+predict: setup ## ask the running server about examples/digit.json
+	@$(BIN)/dropserve predict --model $(NAME) --input examples/digit.json --mc
+
+test: setup ## the fast tests, a real TorchServe among them
+	@$(BIN)/python -m pytest
+
+test-all: setup ## every test, the slow ones too
+	@$(BIN)/python -m pytest -m "not soak" --timeout 1200
+
+lint: setup ## ruff, pyright and the import direction
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-cache
+
+format: setup ## let ruff mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+accept: setup ## every promise of the project as a row: figure, bar, PASS, FAIL or NOT RUN
+	@$(BIN)/python benchmarks/accept.py
+
+accept-%: setup ## one group of promises: accept-endpoint, accept-heart, ...
+	@$(BIN)/python benchmarks/accept.py $*
+
+clean: stop ## remove what a run leaves behind, but not the model store
+	@rm -rf .run dist build .pytest_cache .ruff_cache .hypothesis benchmarks/results
