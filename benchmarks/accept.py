@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 HERE = Path(__file__).parent
@@ -90,7 +91,9 @@ def main() -> int:
         figure, verdict = judge(row)
         verdicts.append(verdict)
         bar = row.get("bar", "tests pass" if "test" in row else "")
-        table.add_row(row["group"], row["line"], figure, bar, f"[{COLOURS[verdict]}]{verdict}[/]")
+        table.add_row(
+            row["group"], escape(row["line"]), escape(figure), bar, f"[{COLOURS[verdict]}]{verdict}[/]"
+        )
         record.append({**row, "figure": figure, "verdict": verdict})
     console.print(table)
     results = HERE / "results"
