@@ -1,0 +1,110 @@
+"""The two runtimes behind one shape: a graph maps names to arrays and gives arrays by name.
+
+onnxruntime and torch are imported where they are used, so that a host needs only the one it serves with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from dropserve.errors import MissingExtraError, ServerError
+from dropserve.serving.query import Array
+
+Backend = Literal["onnx", "torchscript"]
+BACKENDS: tuple[Backend, ...] = ("onnx", "torchscript")
+
+
+class Graph(Protocol):
+    """A loaded graph; ``input_names`` says what it takes."""
+
+    input_names: tuple[str, ...]
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on arrays that share axis 0; names it does not take are ignored."""
+        ...
+
+
+class OnnxGraph:
+    """A graph in onnxruntime.
+
+    Args:
+        path: the ``.onnx`` file.
+        threads: threads of one operator. Given always: left alone, onnxruntime takes every core in every
+            worker process.
+
+    Raises:
+        MissingExtraError: if onnxruntime is not installed.
+        ServerError: if onnxruntime refuses the file.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import onnxruntime as ort  # noqa: PLC0415  # a TorchScript host has none
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("onnxruntime", "serve") from error
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # a request that it refuses raises here; stderr need not hear of it
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ServerError(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
+        self.input_names = tuple(node.name for node in self._session.get_inputs())
+        self._outputs = [node.name for node in self._session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph."""
+        results = self._session.run(self._outputs, {name: feeds[name] for name in self.input_names})
+        return dict(zip(self._outputs, map(np.asarray, results), strict=True))
+
+
+class TorchScriptGraph:
+    """A graph in TorchScript.
+
+    Args:
+        path: the ``.ts`` file.
+        threads: threads of torch in this process.
+        inputs: names in the order of ``forward``.
+        outputs: names in the order of what ``forward`` gives.
+
+    Raises:
+        MissingExtraError: if torch is not installed.
+        ServerError: if torch refuses the file.
+    """
+
+    def __init__(self, path: Path, threads: int, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        try:
+            import torch  # noqa: PLC0415  # an onnxruntime host has none
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("torch", "torchserve") from error
+        self._torch = torch
+        torch.set_num_threads(threads)
+        try:
+            self._module = torch.jit.load(path, map_location="cpu").eval()
+        except Exception as error:
+            raise ServerError(f"torch {torch.__version__} cannot load {path}: {error}") from error
+        # The profiling executor recompiles for each new batch size: seconds, and answers that drift.
+        torch._C._jit_set_profiling_executor(False)  # pyright: ignore[reportPrivateUsage]  # no public switch
+        self.input_names = tuple(inputs)
+        self._outputs = tuple(outputs)
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph."""
+        tensors = [self._torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names]
+        with self._torch.inference_mode():
+            result = self._module(*tensors)
+        flat = _flatten(result)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, flat, strict=True)}
+
+
+def _flatten(result: Any) -> list[Any]:
+    """The tensors of an output in the order of the signature."""
+    if isinstance(result, Mapping):
+        return list(result.values())
+    return list(result) if isinstance(result, tuple | list) else [result]

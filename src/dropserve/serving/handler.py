@@ -1,0 +1,164 @@
+"""What TorchServe runs in each worker: ``serving/handler.py`` of a project subclasses :class:`Handler`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from dropserve.errors import RequestError, ServerError, UsageError
+from dropserve.manifest import VersionManifest
+from dropserve.serving.graphs import BACKENDS, Backend
+from dropserve.serving.parameters import SUFFIX, Limits
+from dropserve.serving.predictor import Predictor
+from dropserve.serving.protocol import Call, Codec, Reply, error_reply, failure_reply
+from dropserve.serving.query import Answer
+from dropserve.store import open_folder
+
+LOAD_FAILED = "dropserve cannot load"  # the lifecycle looks for this line in the model's log
+_MAX_RESPONSE = 6_500_000  # TorchServe's default bound is 6,553,500; an answer over it kills the worker
+_WARM_ROUNDS = 3
+log = logging.getLogger("dropserve.serving")
+
+
+class Handler:
+    """Answers one endpoint.
+
+    TorchServe calls :meth:`initialize` once and :meth:`handle` with a batch of requests. Each request gets
+    its own status, content type and body: whatever is wrong with one costs that one alone.
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Verify, load and warm the model.
+
+        Args:
+            context: TorchServe's; its ``model_yaml_config`` may hold a ``handler`` section.
+
+        Raises:
+            RuntimeError: if the model cannot be served; the cause stands in one line of the log.
+        """
+        endpoint = str(context.model_name)
+        try:
+            options: dict[str, Any] = dict((context.model_yaml_config or {}).get("handler") or {})
+            self._load(Path(context.system_properties["model_dir"]), endpoint, options)
+        except Exception as error:
+            text = " ".join(f"{error}".split()) or type(error).__name__
+            log.exception("%s %s: %s", LOAD_FAILED, endpoint, text)
+            raise RuntimeError(text) from error
+        logging.getLogger().setLevel(logging.WARNING)  # TorchServe logs each request at INFO, to a pipe
+
+    def _load(self, folder: Path, endpoint: str, options: dict[str, Any]) -> None:
+        backend = _backend(options.pop("backend", "onnx"))
+        threads = _threads(options.pop("threads", "auto"))
+        self._max_response = int(options.pop("max_response_bytes", _MAX_RESPONSE))
+        try:
+            limits = Limits(**options)
+        except TypeError as error:
+            known = ", ".join(["backend", "threads", "max_response_bytes", *vars(Limits())])
+            raise UsageError(f"model-config.yaml, handler: {error}; expected {known}") from error
+        version = open_folder(folder, VersionManifest, strict=False)
+        self._predictor = Predictor(version, backend=backend, threads=threads)
+        both = self._predictor.has_plain and self._predictor.has_monte_carlo
+        doubt = endpoint.endswith(SUFFIX) if both else self._predictor.has_monte_carlo
+        self._codec = Codec(version.manifest, monte_carlo=doubt, limits=limits)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Answer the example row until the runtime has settled; a model that cannot is not served."""
+        call = self._codec.decode(self._predictor.example())
+        for _ in range(_WARM_ROUNDS):
+            for result in self._predictor.answer([call.query] * 2):
+                if isinstance(result, Exception):
+                    raise ServerError(f"it fails on its own example row: {result}") from result
+                call.encode(result)
+
+    def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch.
+
+        Args:
+            data: one mapping a request, its body under ``body``.
+            context: takes each request's status and headers.
+
+        Returns:
+            One encoded body a request, in order.
+        """
+        replies = self._replies(data, [str(context.get_request_id(i)) for i in range(len(data))])
+        for index, reply in enumerate(replies):
+            context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
+            context.set_response_content_type(index, reply.content_type)
+            for name, value in reply.headers.items():
+                context.set_response_header(index, name, value)
+        return [reply.body for reply in replies]
+
+    def _replies(self, data: list[Mapping[str, Any]], ids: list[str]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        calls: dict[int, Call] = {}
+        for index, row in enumerate(data):
+            try:
+                calls[index] = self._codec.decode(_body(row))
+            except Exception as error:  # noqa: BLE001  # one request must not cost the batch
+                replies[index] = _refusal(error, ids[index])
+        results = self._predictor.answer([call.query for call in calls.values()])
+        for (index, call), result in zip(calls.items(), results, strict=True):
+            replies[index] = self._reply(call, result, ids[index])
+        return [replies[index] for index in range(len(data))]
+
+    def _reply(self, call: Call, result: Answer | Exception, request_id: str) -> Reply:
+        if isinstance(result, Exception):
+            return _refusal(result, request_id)
+        try:
+            return self._bounded(call.encode(result))
+        except Exception as error:  # noqa: BLE001  # one request must not cost the batch
+            return _refusal(error, request_id)
+
+    def _bounded(self, reply: Reply) -> Reply:
+        size = len(reply.body)
+        if size > self._max_response:
+            raise RequestError(
+                f"the answer has {size} bytes; expected at most {self._max_response}. Send fewer instances "
+                "in one request",
+                status=413,
+                reason="too_large",
+            )
+        return reply
+
+
+def _refusal(error: Exception, request_id: str) -> Reply:
+    if isinstance(error, RequestError):
+        return error_reply(error)
+    log.error("request %s failed: %s", request_id, error, exc_info=error)
+    return failure_reply(request_id)
+
+
+def _body(row: Mapping[str, Any]) -> bytes:
+    if "body" not in row:
+        raise RequestError(
+            "the body arrived as a form, not as JSON: send the header Content-Type: application/json "
+            "(with curl: -H 'content-type: application/json')",
+            status=415,
+            reason="content_type",
+        )
+    body = row["body"]
+    if isinstance(body, bytes | bytearray):
+        return bytes(body)
+    # A TorchServe that decodes JSON itself (decode_input_request=true) gives what it decoded.
+    return body.encode("utf-8", "replace") if isinstance(body, str) else json.dumps(body).encode()
+
+
+def _backend(value: object) -> Backend:
+    for backend in BACKENDS:
+        if value == backend:
+            return backend
+    raise UsageError(f"model-config.yaml, handler: backend {value!r}; expected {' or '.join(BACKENDS)}")
+
+
+def _threads(value: object) -> int:
+    if value == "auto":
+        return max(1, (os.cpu_count() or 1) // 2)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise UsageError(f"model-config.yaml, handler: threads {value!r}; expected auto or a whole number >= 1")

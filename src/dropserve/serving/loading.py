@@ -1,0 +1,69 @@
+"""Which files of a version make up its graphs, for either backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dropserve.dropout.engine import MonteCarlo
+from dropserve.errors import ServerError
+from dropserve.manifest import VersionManifest
+from dropserve.serving.graphs import Backend, Graph, OnnxGraph, TorchScriptGraph
+from dropserve.store import Stored
+
+
+class GraphFiles:
+    """Loads the graphs of a version; each is None where its file is absent.
+
+    Args:
+        version: a verified version, or an unpacked archive with one endpoint's files.
+        backend: which of the files to load.
+        threads: threads of one operator.
+    """
+
+    def __init__(self, version: Stored[VersionManifest], backend: Backend, threads: int) -> None:
+        self._version = version
+        self._backend: Backend = backend
+        self._threads = threads
+
+    def plain(self) -> Graph | None:
+        """The deterministic graph."""
+        return self._load("model", self._inputs())
+
+    def monte_carlo(self) -> MonteCarlo | None:
+        """The masked graph: trunk and head in ONNX, one undivided graph in TorchScript."""
+        manifest = self._version.manifest
+        masks = [n for site in manifest.sites for n in (site.scale, site.shift) if n is not None]
+        if self._backend == "onnx":
+            head, trunk = self._load("head"), self._load("trunk")
+        else:
+            head, trunk = self._load("masked", [*self._inputs(), *masks]), None
+        if head is None:
+            return None
+        return MonteCarlo(
+            manifest.sites,
+            head,
+            trunk,
+            head_inputs=[name for name in head.input_names if name not in masks],
+            specs=manifest.signature.inputs,
+        )
+
+    def none_found(self) -> ServerError:
+        """What to tell an operator whose version has no graph for this backend."""
+        listed = ", ".join(sorted(self._version.manifest.files)) or "nothing"
+        return ServerError(
+            f"{self._version.folder} has no graph for the backend {self._backend!r} (it has {listed}). "
+            'Choose the other backend, or add "torchscript" to formats in export/checks.toml and export.'
+        )
+
+    def _inputs(self) -> list[str]:
+        return [spec.name for spec in self._version.manifest.signature.inputs]
+
+    def _load(self, stem: str, inputs: Sequence[str] = ()) -> Graph | None:
+        file = f"{stem}.{'onnx' if self._backend == 'onnx' else 'ts'}"
+        if file not in self._version.manifest.files:
+            return None
+        path = self._version.path(file)
+        if self._backend == "onnx":
+            return OnnxGraph(path, self._threads)
+        outputs = [spec.name for spec in self._version.manifest.signature.outputs]
+        return TorchScriptGraph(path, self._threads, inputs, outputs)

@@ -1,0 +1,107 @@
+"""Monte Carlo settings as they travel in ``parameters``, and their bounds."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from dropserve.dropout.engine import Settings
+from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
+from dropserve.errors import RequestError, UsageError
+from dropserve.serving.instances import describe, quote
+
+NAMES = ("mc_samples", "mc_seed", "mc_scheme")
+PREFIX = "mc_"
+SUFFIX = "-mc"
+_MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for: the ``handler`` section of ``serving/model-config.yaml``.
+
+    Attributes:
+        mc_samples: samples when a request does not say.
+        max_mc_samples: the most samples.
+        max_mc_passes: the most rows x samples.
+    """
+
+    mc_samples: int = 50
+    max_mc_samples: int = 1000
+    max_mc_passes: int = 200_000
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that no request could meet.
+
+        Raises:
+            UsageError: naming the key.
+        """
+        for key, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+                raise UsageError(f"{key}: {value!r}; expected a whole number of at least 2")
+        if self.mc_samples > self.max_mc_samples:
+            raise UsageError(f"mc_samples: {self.mc_samples} is above max_mc_samples ({self.max_mc_samples})")
+
+
+def read_settings(parameters: Mapping[str, Any], limits: Limits) -> Settings:
+    """Settings of a request to a Monte Carlo endpoint.
+
+    Args:
+        parameters: its parameters that begin with ``mc_``.
+        limits: defaults and bounds.
+
+    Raises:
+        RequestError: for an unknown name, or a value out of range.
+    """
+    for name in parameters:
+        if name not in NAMES:
+            _refuse(f"unknown parameter {quote(name)}; expected {', '.join(NAMES)}")
+    samples = _whole(parameters, "mc_samples", limits.mc_samples, 2, limits.max_mc_samples)
+    seed = _whole(parameters, "mc_seed", 0, -1, SEED_LIMIT - 1)
+    scheme = parameters.get("mc_scheme", SCHEMES[0])
+    if scheme not in SCHEMES:
+        _refuse(f"mc_scheme is {describe(scheme)}; expected one of {', '.join(SCHEMES)}")
+    if seed == -1:
+        seed = secrets.randbelow(SEED_LIMIT)
+    return Settings(samples=samples, seed=seed, scheme=scheme)
+
+
+def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> None:
+    """Refuse a request that would hold a worker for too long.
+
+    Args:
+        settings: its samples.
+        rows: its rows.
+        numbers: numbers that the outputs hold for one row.
+        limits: its bounds.
+
+    Raises:
+        RequestError: saying how many samples or rows would be allowed.
+    """
+    passes = rows * settings.samples
+    most = min(limits.max_mc_passes, _MOST_NUMBERS // max(1, numbers))
+    if passes > most:
+        fewer = max(1, most // settings.samples)
+        _refuse(
+            f"{rows} instances x {settings.samples} samples = {passes} passes; expected at most {most} in "
+            f"one request. Ask for fewer samples, or send at most {fewer} instances at once",
+            reason="too_large",
+        )
+
+
+def effective(settings: Settings) -> dict[str, int | str]:
+    """The settings as they are echoed."""
+    return {"mc_samples": settings.samples, "mc_seed": settings.seed, "mc_scheme": settings.scheme}
+
+
+def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    value = parameters.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        _refuse(f"{name} is {describe(value)}; expected a whole number from {least} to {most}")
+    return value
+
+
+def _refuse(message: str, reason: str = "parameters") -> NoReturn:
+    raise RequestError(message, reason=reason)

@@ -1,0 +1,180 @@
+"""Answers a batch of independent requests from a verified version of the model store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dropserve.dropout.rows import run_padded
+from dropserve.errors import NotInStoreError, RequestError, ServerError, UsageError
+from dropserve.manifest import VersionManifest
+from dropserve.serving.graphs import Backend, Graph
+from dropserve.serving.instances import read_instances
+from dropserve.serving.loading import GraphFiles
+from dropserve.serving.outcome import (
+    Statistics,
+    monte_carlo_values,
+    plain_values,
+    refuse_overflow,
+    take_rows,
+)
+from dropserve.serving.query import Answer, Array, Float, Query
+from dropserve.store import Stored
+
+EXAMPLE = "example.json"
+_CHUNK_ROWS = 1024  # rows of one deterministic run: bounds the memory of activations
+_GROUP_NUMBERS = 2**24  # numbers that the samples of one Monte Carlo run may hold
+
+
+class Predictor:
+    """A loaded version.
+
+    Rows of all deterministic requests share one run, and so do the rows of all Monte Carlo requests with
+    equal settings. Neither changes an answer: runs are padded to whole quanta of rows (``dropout.rows``),
+    and statistics are taken row by row.
+
+    Args:
+        version: its folder may be the store's, or an unpacked archive that holds one endpoint's files.
+        backend: ``onnx`` or ``torchscript``.
+        threads: threads of one operator: cores / workers.
+
+    Attributes:
+        manifest: the version's.
+        has_plain: whether the deterministic graph is there.
+        has_monte_carlo: whether the masked graph is there.
+
+    Raises:
+        ServerError: if no graph is there for this backend, or one cannot be loaded.
+        MissingExtraError: if the backend's library is not installed.
+    """
+
+    def __init__(
+        self, version: Stored[VersionManifest], *, backend: Backend = "onnx", threads: int = 1
+    ) -> None:
+        self.manifest = version.manifest
+        self._version = version
+        files = GraphFiles(version, backend, threads)
+        self._plain = files.plain()
+        self._monte_carlo = files.monte_carlo()
+        self.has_plain = self._plain is not None
+        self.has_monte_carlo = self._monte_carlo is not None
+        if not (self.has_plain or self.has_monte_carlo):
+            raise files.none_found()
+        outputs = self.manifest.signature.outputs
+        if self.manifest.task != "raw" and len(outputs) != 1:
+            raise ServerError(
+                f"{self.manifest.name} has {len(outputs)} outputs; expected one for {self.manifest.task}"
+            )
+
+    def example(self) -> bytes:
+        """A V1 request with the example row that came with the version.
+
+        Raises:
+            ServerError: if there is none, or it does not fit the signature.
+        """
+        try:
+            instances = json.loads(self._version.path(EXAMPLE).read_bytes())["instances"][:1]
+            read_instances(instances, self.manifest.signature)
+        except (NotInStoreError, ValueError, KeyError, TypeError, RequestError) as error:
+            raise ServerError(
+                f"{self._version.folder}: {EXAMPLE} holds no row that fits the model: {error}"
+            ) from error
+        return json.dumps({"instances": instances}).encode()
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer | Exception]:
+        """Answer each request.
+
+        Args:
+            queries: any mixture of settings and lengths.
+
+        Returns:
+            In the same order, an answer, or what was wrong with that request alone:
+            :class:`RequestError` where the request is at fault, another exception where the model is.
+        """
+        results: dict[int, Answer | Exception] = {}
+        for group in _groups(queries):
+            results |= zip(group, self._answer_group([queries[i] for i in group]), strict=True)
+        return [results[index] for index in range(len(queries))]
+
+    def _answer_group(self, queries: list[Query]) -> list[Answer | Exception]:
+        try:
+            return list(self._run(queries))
+        except Exception as error:  # noqa: BLE001  # whatever it was, one request must not cost the others
+            if len(queries) > 1:
+                return [self._answer_group([query])[0] for query in queries]
+            return [self._blame(queries[0], error)]
+
+    def _blame(self, query: Query, error: Exception) -> Exception:
+        """Whether the request or the model is at fault: the example row, which is good, decides."""
+        if isinstance(error, UsageError):
+            return RequestError(str(error), reason="settings")
+        try:
+            instances = json.loads(self.example())["instances"]
+            good = read_instances(instances, self.manifest.signature)
+            list(self._run([Query(good, query.settings)]))
+        except Exception:  # noqa: BLE001  # the model fails on its own example
+            return error
+        text = " ".join(str(error).split())[:300]
+        return RequestError(f"the model cannot compute with these values: {text}", reason="model")
+
+    def _run(self, queries: list[Query]) -> Iterator[Answer | Exception]:
+        names = queries[0].inputs
+        inputs = {name: np.concatenate([query.inputs[name] for query in queries]) for name in names}
+        settings = queries[0].settings
+        statistics: Mapping[str, Statistics] | None = None
+        if settings is None:
+            values = self._run_plain(inputs)
+        elif self._monte_carlo is None:
+            raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
+        else:
+            values, statistics = monte_carlo_values(self._monte_carlo, inputs, settings, self.manifest.task)
+        first = 0
+        for query in queries:
+            rows = slice(first, first + query.rows)
+            first = rows.stop
+            own = {name: array[rows] for name, array in values.items()}
+            try:
+                refuse_overflow(own)
+            except RequestError as error:
+                yield error
+                continue
+            cut = statistics and {name: take_rows(s, rows) for name, s in statistics.items()}
+            yield Answer(own, cut, settings)
+
+    def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Float]:
+        if self._plain is None:
+            raise ServerError(f"{self.manifest.name} has no deterministic graph here")
+        graph: Graph = self._plain
+        rows = len(next(iter(inputs.values())))
+        parts = [
+            run_padded(graph, {name: array[first : first + _CHUNK_ROWS] for name, array in inputs.items()})
+            for first in range(0, rows, _CHUNK_ROWS)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return plain_values(outputs, self.manifest.task)
+
+
+def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
+    """Indices of requests that can share a run: equal settings, equal lengths, a bounded size."""
+    groups: dict[object, list[int]] = {}
+    for index, query in enumerate(queries):
+        shapes = tuple((name, array.shape[1:]) for name, array in query.inputs.items())
+        groups.setdefault((query.settings, shapes), []).append(index)
+    for group in groups.values():
+        part: list[int] = []
+        total = 0
+        for index in group:
+            size = _numbers(queries[index])
+            if part and total + size > _GROUP_NUMBERS:
+                yield part
+                part, total = [], 0
+            part.append(index)
+            total += size
+        yield part
+
+
+def _numbers(query: Query) -> int:
+    row = sum(array[:1].size for array in query.inputs.values())
+    return query.rows * row * (query.settings.samples if query.settings else 1)

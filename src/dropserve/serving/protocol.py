@@ -1,0 +1,145 @@
+"""One codec for every host: bytes in, a query; an answer or an error in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from dropserve.errors import RequestError, ServerError
+from dropserve.manifest import VersionManifest
+from dropserve.serving import v1
+from dropserve.serving.instances import describe, describe_request
+from dropserve.serving.parameters import PREFIX, SUFFIX, Limits, check_size, read_settings
+from dropserve.serving.query import Answer, Array, Query
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes back over HTTP."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A decoded request.
+
+    Attributes:
+        query: what to ask the predictor.
+        encode: turns its answer into the reply, in the protocol of the request.
+    """
+
+    query: Query
+    encode: Callable[[Answer], Reply]
+
+
+class Codec:
+    """Speaks for one endpoint.
+
+    Args:
+        manifest: of the version that it serves.
+        monte_carlo: whether it is the endpoint NAME-mc.
+        limits: what one request may ask for.
+
+    Raises:
+        ServerError: if the labels of the manifest cannot name the classes.
+    """
+
+    def __init__(self, manifest: VersionManifest, *, monte_carlo: bool, limits: Limits | None = None) -> None:
+        self._manifest = manifest
+        self._monte_carlo = monte_carlo
+        self._limits = limits or Limits()
+        self._labels = class_labels(manifest)
+        self._numbers = sum(int(np.prod(spec.sized())) for spec in manifest.signature.outputs)
+
+    def decode(self, body: bytes) -> Call:
+        """Read a request.
+
+        Raises:
+            RequestError: if the request is at fault; :func:`error_reply` turns it into the reply.
+        """
+        document = self._parse(body)
+        inputs, parameters = v1.decode(document, self._manifest)
+        query = self._query(inputs, parameters)
+        return Call(query, self._encode_v1)
+
+    def _encode_v1(self, answer: Answer) -> Reply:
+        return Reply(200, orjson.dumps(v1.encode(answer, self._manifest, self._labels)))
+
+    def _parse(self, body: bytes) -> dict[str, Any]:
+        form = f'{{"instances": {describe_request(self._manifest.signature)}}}'
+        if not body.strip():
+            raise RequestError(f"the body is empty; expected JSON: {form}", reason="empty")
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(
+                f"the body is not JSON: {error}; expected {form}. NaN and Infinity are not JSON either",
+                reason="json",
+            ) from error
+        if not isinstance(document, dict):
+            raise RequestError(f"the body is {describe(document)}; expected {form}", reason="form")
+        return document
+
+    def _query(self, inputs: dict[str, Array], parameters: dict[str, Any]) -> Query:
+        asked = {name: value for name, value in parameters.items() if name.startswith(PREFIX)}
+        if not self._monte_carlo:
+            if asked:
+                raise RequestError(self._refuse_settings(next(iter(asked))), reason="parameters")
+            return Query(inputs)
+        query = Query(inputs, read_settings(asked, self._limits))
+        assert query.settings is not None  # noqa: S101  # for the type checker
+        check_size(query.settings, query.rows, self._numbers, self._limits)
+        return query
+
+    def _refuse_settings(self, name: str) -> str:
+        endpoint = self._manifest.name
+        if not self._manifest.sites:
+            return f"{name}: {endpoint} has no dropout, so it has no Monte Carlo endpoint; leave {name} out"
+        return (
+            f"{name}: the endpoint {endpoint} answers without Monte Carlo; "
+            f"send this request to {endpoint}{SUFFIX}, or leave {name} out"
+        )
+
+
+def error_reply(error: RequestError) -> Reply:
+    """The reply to a request that is at fault."""
+    return Reply(error.status, orjson.dumps({"error": str(error)}))
+
+
+def failure_reply(request_id: str) -> Reply:
+    """The reply when the model is at fault; what happened stands in the log under the id."""
+    text = f"the model failed on this request; its operator finds the cause in the log under {request_id}"
+    return Reply(500, orjson.dumps({"error": text}))
+
+
+def class_labels(manifest: VersionManifest) -> tuple[str, ...]:
+    """Names of the classes: the manifest's, or "0", "1", ... where it has none.
+
+    Raises:
+        ServerError: if a row of the output is no vector, or the labels are not one for each class.
+    """
+    if manifest.task != "classification":
+        return ()
+    sizes = manifest.signature.outputs[0].sized()
+    if len(sizes) != 1:
+        raise ServerError(
+            f"{manifest.name} is a classifier whose output per row is {list(sizes)}; expected [classes]"
+        )
+    count = sizes[0]
+    labels = manifest.labels or tuple(map(str, range(count)))
+    if len(labels) != count or len(set(labels)) != count:
+        raise ServerError(
+            f"{manifest.name} has {count} classes and the labels {', '.join(labels)[:200]}; "
+            "expected one label for each class, all different"
+        )
+    return labels

@@ -1,0 +1,222 @@
+"""Shared by tests of several packages: versions made by hand, in milliseconds, and a real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from dropserve.manifest import SourceRecord, Task, VersionManifest
+from dropserve.signature import Signature, Site, TensorSpec
+from dropserve.store import MANIFEST, MANIFEST_HASH, Store, Stored, hash_folder, write_manifest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = SourceRecord(spec="/x/net.py:Net", sha256="0" * 64, copy_file="source/net.py")
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """relu(x W1 + b1) * mask W2 + b2: what the graphs compute, in numpy, as their oracle."""
+
+    w1: Floats
+    b1: Floats
+    w2: Floats
+    b2: Floats
+    p: float = 0.5
+
+    @classmethod
+    def draw(cls, features: int, hidden: int, outputs: int, seed: int = 0) -> Mlp:
+        r = np.random.default_rng(seed)
+        parts = r.normal(size=(features, hidden)), r.normal(size=hidden), r.normal(size=(hidden, outputs))
+        w1, b1, w2 = (part.astype(np.float32) / 2 for part in parts)
+        return cls(w1, b1, w2, r.normal(size=outputs).astype(np.float32))
+
+    @property
+    def site(self) -> Site:
+        shape = (len(self.b1),)
+        return Site(name="drop", kind="dropout", p=self.p, shape=shape, scale="drop.scale", where="net.py:1")
+
+    def hidden(self, x: Floats) -> Floats:
+        return np.maximum(x @ self.w1 + self.b1, 0)
+
+    def __call__(self, x: Floats, mask: Floats | None = None) -> Floats:
+        hidden = self.hidden(x)
+        return (hidden if mask is None else hidden * mask) @ self.w2 + self.b2
+
+    def onnx(self, part: str) -> bytes:
+        """``model``, ``trunk`` or ``head``."""
+        features, outputs = self.w1.shape[0], self.w2.shape[1]
+        first = [
+            helper.make_node("Gemm", ["input", "w1", "b1"], ["g"]),
+            helper.make_node("Relu", ["g"], ["h"]),
+        ]
+        last = helper.make_node("Gemm", ["m" if part == "head" else "h", "w2", "b2"], ["output"])
+        x, out = _io("input", features), _io("output", outputs)
+        hidden, mask = _io("h", len(self.b1)), _io("drop.scale", len(self.b1))
+        if part == "model":
+            nodes, ins, outs, names = [*first, last], [x], [out], ("w1", "b1", "w2", "b2")
+        elif part == "trunk":
+            nodes, ins, outs, names = first, [x], [hidden], ("w1", "b1")
+        else:
+            mul = helper.make_node("Mul", ["h", "drop.scale"], ["m"])
+            nodes, ins, outs, names = [mul, last], [hidden, mask], [out], ("w2", "b2")
+        weights = [numpy_helper.from_array(getattr(self, name), name) for name in names]
+        return _model(nodes, ins, outs, weights)
+
+    def torchscript(self, *, masked: bool) -> bytes:
+        import torch
+
+        w1, b1, w2, b2 = map(torch.from_numpy, (self.w1, self.b1, self.w2, self.b2))
+
+        class Net(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.relu(x @ w1 + b1) @ w2 + b2
+
+        class Masked(torch.nn.Module):
+            def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+                return (torch.relu(x @ w1 + b1) * mask) @ w2 + b2
+
+        x, mask = torch.zeros(3, len(self.w1)), torch.ones(3, len(self.b1))
+        traced = torch.jit.trace(Masked() if masked else Net(), (x, mask) if masked else (x,))
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer)
+        return buffer.getvalue()
+
+    def files(self) -> dict[str, bytes]:
+        graphs = {f"{part}.onnx": self.onnx(part) for part in ("model", "trunk", "head")}
+        scripts = {
+            "model.ts": self.torchscript(masked=False),
+            "masked.ts": self.torchscript(masked=True),
+        }
+        return graphs | scripts
+
+
+def _io(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, ["N", *shape])
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    weights: list[onnx.TensorProto],
+) -> bytes:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def publish(
+    store: Store,
+    name: str,
+    files: Mapping[str, bytes],
+    *,
+    task: Task = "classification",
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="input", shape=(6,)),),
+    outputs: tuple[TensorSpec, ...] = (TensorSpec(name="output", shape=(4,)),),
+    labels: tuple[str, ...] = (),
+    sites: tuple[Site, ...] = (),
+    example: object = (0.5, -1.0, 0.25, 2.0, 0.0, 1.0),
+) -> Stored[VersionManifest]:
+    """Publish a version with these graph files, an example and both archives, as export does."""
+    with store.staging(name, VersionManifest) as staging:
+        manifest = VersionManifest(
+            name=name,
+            task=task,
+            labels=labels,
+            signature=Signature(inputs=inputs, outputs=outputs),
+            source=SOURCE,
+            version=staging.number,
+            run="by-hand",
+            sites=sites,
+        )
+        for file, content in files.items():
+            (staging.folder / file).write_bytes(content)
+        row = list(example) if isinstance(example, tuple) else example
+        (staging.folder / "example.json").write_text(json.dumps({"instances": [row]}))
+        archive(staging.folder, manifest, name, ("model.onnx", "model.ts"))
+        if sites:
+            archive(staging.folder, manifest, f"{name}-mc", ("trunk.onnx", "head.onnx", "masked.ts"))
+        return store.publish(staging, manifest)
+
+
+def archive(folder: Path, manifest: VersionManifest, endpoint: str, graphs: tuple[str, ...]) -> None:
+    """Write ``<endpoint>.mar`` beside the graphs: an archive as the real archiver makes it."""
+    payload = folder / f".{endpoint}"
+    payload.mkdir()
+    for name in (*graphs, "example.json"):
+        if (folder / name).is_file():
+            (payload / name).write_bytes((folder / name).read_bytes())
+    write_manifest(payload, manifest.model_copy(update={"files": hash_folder(payload)}))
+    entry = {
+        "createdOn": "01/01/2026 00:00:00",
+        "runtime": "python",
+        "model": {
+            "modelName": endpoint,
+            "serializedFile": graphs[0],
+            "handler": "handler.py",
+            "modelVersion": str(manifest.version),
+            "configFile": "model-config.yaml",
+        },
+        "archiverVersion": "0.12.0",
+    }
+    with zipfile.ZipFile(folder / f"{endpoint}.mar", "w") as mar:
+        for name in (*hash_folder(payload), MANIFEST, MANIFEST_HASH):
+            mar.write(payload / name, name)
+        for name in ("handler.py", "model-config.yaml"):
+            mar.write(ROOT / "serving" / name, name)
+        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(entry))
+    for path in payload.iterdir():
+        path.unlink()
+    payload.rmdir()
+
+
+MLP = Mlp.draw(6, 16, 4)
+
+
+@pytest.fixture(scope="session")
+def mlp() -> Mlp:
+    """The network behind ``mlp_version``: 6 features, 16 hidden units, dropout 0.5, 4 classes."""
+    return MLP
+
+
+@pytest.fixture(scope="session")
+def mlp_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionManifest]:
+    """A classifier with labels a to d, in both formats."""
+    store = Store(tmp_path_factory.mktemp("mlp") / "model_store")
+    return publish(store, "mlp", MLP.files(), labels=("a", "b", "c", "d"), sites=(MLP.site,))
+
+
+@pytest.fixture(scope="session")
+def publish_version() -> Callable[..., Stored[VersionManifest]]:
+    """:func:`publish`, for tests that need a version of their own."""
+    return publish
+
+
+@pytest.fixture(scope="session")
+def embedding_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionManifest]:
+    """output[N, 3] = table[input[N]] of 7 words: an index out of range fails inside the runtime."""
+    table = np.arange(21, dtype=np.float32).reshape(7, 3)
+    node = helper.make_node("Gather", ["table", "input"], ["output"])
+    weights = [numpy_helper.from_array(table, "table")]
+    graph = _model([node], [_io("input", kind=TensorProto.INT64)], [_io("output", 3)], weights)
+    return publish(
+        Store(tmp_path_factory.mktemp("words") / "model_store"),
+        "words",
+        {"model.onnx": graph},
+        task="raw",
+        inputs=(TensorSpec(name="input", dtype="int64"),),
+        outputs=(TensorSpec(name="output", shape=(3,)),),
+        example=4,
+    )
