@@ -6,6 +6,7 @@
     |   `-- MissingExtraError       an optional dependency is not installed
     |-- ModelSourceError            the user's model cannot be loaded or built
     |-- DataError                   a data set cannot be read or does not fit the recipe
+    |-- TrainingError               the model does not fit the data, or training diverged
     |-- StoreError
     |   |-- NotInStoreError         no such model, run or version
     |   |-- CorruptStoreError       a file's hash differs from its manifest
@@ -62,6 +63,10 @@ class ModelSourceError(DropserveError):
 
 class DataError(DropserveError):
     """A data set cannot be read, or does not fit the recipe."""
+
+
+class TrainingError(DropserveError):
+    """The model does not fit the data, or training diverged."""
 
 
 class StoreError(DropserveError):

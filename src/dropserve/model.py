@@ -25,16 +25,24 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class ModelClass:
-    """A model's class and the file that defines it."""
+    """A model's class and the file that defines it.
+
+    Attributes:
+        spec: ``file.py:Class`` with an absolute path, or ``module:Class``.
+        cls: the class.
+        file: the file that defines it.
+        source: what the file held when the class was loaded; an edit during training changes nothing.
+    """
 
     spec: str
     cls: type[nn.Module]
     file: Path
+    source: bytes
 
     @property
     def sha256(self) -> str:
-        """Hash of the source file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        """Hash of the source."""
+        return hashlib.sha256(self.source).hexdigest()
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
         """Call the constructor.
@@ -80,7 +88,8 @@ def load_class(spec: str, base: Path | None = None) -> ModelClass:
             f"model {spec!r}: {place} defines no nn.Module called {name}; it has: "
             f"{', '.join(found) or 'none'}"
         )
-    return ModelClass(spec, cls, Path(inspect.getfile(cls)))
+    file = Path(inspect.getfile(cls))
+    return ModelClass(spec, cls, file, file.read_bytes())
 
 
 def _import_module(place: str, spec: str) -> ModuleType:

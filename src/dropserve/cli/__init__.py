@@ -11,6 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
+from dropserve.cli import train
 from dropserve.errors import DropserveError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(train.app)
 
 
 def main() -> None:

@@ -1,0 +1,266 @@
+"""From ``[data]`` and ``[split]`` of a recipe to scaled rows, and the scaling that the graph repeats."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from dropserve.errors import DataError
+from dropserve.manifest import Preprocessing, Scaling
+from dropserve.training.csv_table import read_csv
+from dropserve.training.recipe import (
+    BundledData,
+    CsvData,
+    MakeClassificationData,
+    MakeMoonsData,
+    MakeRegressionData,
+    Recipe,
+    SplitTable,
+)
+from dropserve.training.table import FloatArray, Table
+
+INPUT = "input"  # the name of a recipe model's input, in its signature and graphs
+OUTPUT = "output"
+_FEWEST = 3  # rows of a class, and rows of a split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each part, ascending; the parts are disjoint and cover the table."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of which row went where."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table, its split, and the scaling fitted on the training rows alone."""
+
+    table: Table
+    split: Split
+    preprocessing: Preprocessing
+
+    @cached_property
+    def features(self) -> FloatArray:
+        """All rows as the model is trained on them."""
+        return _scaled(self.table.features, self.preprocessing.inputs.get(INPUT))
+
+    @cached_property
+    def target(self) -> NDArray[Any]:
+        """All targets as the model is trained on them: class numbers, or standardised values."""
+        if self.table.labels:
+            return self.table.target
+        return _scaled(self.table.target.reshape(-1, 1), self.preprocessing.target).reshape(-1)
+
+    def record(self) -> dict[str, JsonValue]:
+        """What the manifest says about the data."""
+        parts = self.split
+        return {
+            "source": self.table.name,
+            "sha256": self.table.sha256,
+            "split_sha256": parts.sha256,
+            "rows": {
+                "train": len(parts.train),
+                "validation": len(parts.validation),
+                "test": len(parts.test),
+            },
+            "columns": list(self.table.columns),
+        }
+
+
+def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
+    """Read, split and scale a recipe's data.
+
+    Args:
+        recipe: a checked recipe.
+        folder: the recipe's, which relative paths start from.
+
+    Raises:
+        DataError: if the data cannot be read, or cannot be learned from.
+    """
+    table = load_table(recipe, folder)
+    _check_target(table)
+    split = split_rows(table, recipe.split)
+    dataset = Dataset(table, split, fit_scaling(table, split.train, recipe.data.scaling))
+    _check_scaled(dataset)
+    return dataset
+
+
+def load_table(recipe: Recipe, folder: Path) -> Table:
+    """Read a recipe's data, all rows, unscaled.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    from sklearn import datasets  # noqa: PLC0415  # a second to import, and CSV does not need it
+
+    data = recipe.data
+    match data:
+        case CsvData():
+            return read_csv(data, folder, task=recipe.task)
+        case BundledData():
+            bundle = getattr(datasets, f"load_{data.source}")()
+            names = map(str, getattr(bundle, "target_names", ()))
+            labels = tuple(names) if recipe.task == "classification" else ()
+            columns = tuple(map(str, bundle.feature_names))
+            return _table(data.source, bundle.data, bundle.target, columns, labels)
+        case MakeClassificationData():
+            features, target = datasets.make_classification(
+                n_samples=data.samples,
+                n_features=data.features,
+                n_informative=data.informative,
+                n_redundant=0,
+                n_classes=data.classes,
+                n_clusters_per_class=1,
+                class_sep=data.separation,
+                random_state=data.seed,
+            )
+            return _generated(data.source, features, target, data.classes)
+        case MakeMoonsData():
+            features, target = datasets.make_moons(data.samples, noise=data.noise, random_state=data.seed)
+            return _generated(data.source, features, target, 2)
+        case MakeRegressionData():
+            generated: Any = datasets.make_regression(
+                n_samples=data.samples,
+                n_features=data.features,
+                n_informative=data.informative,
+                noise=data.noise,
+                random_state=data.seed,
+            )  # its type allows a third value
+            return _generated(data.source, *generated, classes=0)
+        case _:
+            assert_never(data)
+
+
+def _generated(name: str, features: Any, target: Any, classes: int) -> Table:
+    columns = tuple(f"x{place}" for place in range(features.shape[1]))
+    return _table(name, features, target, columns, tuple(map(str, range(classes))))
+
+
+def _table(name: str, features: Any, target: Any, columns: tuple[str, ...], labels: tuple[str, ...]) -> Table:
+    dtype = np.int64 if labels else np.float32
+    return Table(name, features.astype(np.float32), target.astype(dtype), columns, labels)
+
+
+def _check_target(table: Table) -> None:
+    where = table.name
+    if len(table) < 10:
+        raise DataError(f"{where}: {len(table)} rows; at least 10 are needed to train, validate and test")
+    if len(table.labels) == 0:
+        if np.ptp(table.target) == 0:
+            raise DataError(
+                f"{where}: the target is {table.target[0]:g} in every row; nothing can be learned"
+            )
+        return
+    counts = np.bincount(table.target, minlength=len(table.labels))
+    if len(table.labels) == 1:
+        raise DataError(f"{where}: every row is of class {table.labels[0]!r}; at least 2 classes are needed")
+    if len(table.labels) > len(table) // 2:
+        raise DataError(
+            f"{where}: the target has {len(table.labels)} different values in {len(table)} rows; that looks "
+            'like a number or an identifier, not a class. Set task = "regression", or another data.target.'
+        )
+    rare = [
+        f"{label!r} ({count})" for label, count in zip(table.labels, counts, strict=True) if count < _FEWEST
+    ]
+    if rare:
+        raise DataError(
+            f"{where}: too few rows of class {', '.join(rare[:10])}; each class needs at least {_FEWEST}, "
+            "one for training, validation and test each. Add rows, merge classes, or remove those rows."
+        )
+
+
+def _check_scaled(dataset: Dataset) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        features, target = dataset.features.reshape(len(dataset.table), -1), dataset.target
+    wide = np.flatnonzero(~np.isfinite(features).all(axis=0))
+    names = [repr(dataset.table.columns[place]) for place in wide[:10]]
+    if not np.isfinite(target).all():
+        names.append("the target")
+    if names:
+        raise DataError(
+            f"{dataset.table.name}: {', '.join(names)}: values too far apart for 32-bit numbers; rescale them"
+        )
+
+
+def split_rows(table: Table, split: SplitTable) -> Split:
+    """Divide the rows at random, classes in proportion; the same seed always gives the same parts.
+
+    Raises:
+        DataError: if a part would be too small.
+    """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # see load_table
+
+    rows = np.arange(len(table))
+    smallest = max(_FEWEST, len(table.labels))
+    counts = {part: round(getattr(split, part) * len(rows)) for part in ("validation", "test")}
+    counts["training"] = len(rows) - sum(counts.values())
+    for part, count in counts.items():
+        if count < smallest:
+            raise DataError(
+                f"{table.name}: {count} of {len(rows)} rows would be for {part}, and at least {smallest} are "
+                f"needed{' (a row of each class)' if table.labels else ''}. Add rows, or change [split]."
+            )
+    strata = table.target if table.labels else None
+    rest, test = train_test_split(rows, test_size=counts["test"], stratify=strata, random_state=split.seed)
+    strata = table.target[rest] if table.labels else None
+    train, validation = train_test_split(
+        rest, test_size=counts["validation"], stratify=strata, random_state=split.seed
+    )
+    unseen = sorted(set(range(len(table.labels))) - set(table.target[train].tolist()))
+    if unseen:
+        names = ", ".join(repr(table.labels[number]) for number in unseen)
+        raise DataError(
+            f"{table.name}: no training row of class {names}; add rows of it, or give [split] smaller shares"
+        )
+    return Split(np.sort(train), np.sort(validation), np.sort(test))
+
+
+def fit_scaling(table: Table, train: NDArray[np.int64], scaling: str) -> Preprocessing:
+    """Mean and deviation of the training rows; a constant feature keeps its scale, so it becomes 0."""
+    target = None if table.labels else _fit(table.target[train].reshape(-1, 1))
+    if scaling == "none":
+        return Preprocessing(target=target)
+    rows = table.features[train].reshape(len(train), -1)
+    if scaling == "feature":
+        return Preprocessing(inputs={INPUT: _fit(rows)}, target=target)
+    shared, size = _fit(rows.reshape(-1, 1)), rows.shape[1]
+    return Preprocessing(
+        inputs={INPUT: Scaling(mean=shared.mean * size, scale=shared.scale * size)}, target=target
+    )
+
+
+def _fit(rows: NDArray[Any]) -> Scaling:
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415  # see load_table
+
+    scaler: Any = StandardScaler().fit(rows.astype(np.float64))
+    tiny = scaler.scale_ < np.finfo(np.float32).tiny  # the graph would divide by zero
+    return Scaling(
+        mean=tuple(scaler.mean_.tolist()), scale=tuple(np.where(tiny, 1.0, scaler.scale_).tolist())
+    )
+
+
+def _scaled(rows: NDArray[Any], scaling: Scaling | None) -> FloatArray:
+    """In float32 and in the order of :class:`dropserve.model.ServedModel`, so that both agree to the bit."""
+    if scaling is None:
+        return rows.astype(np.float32)
+    shape = rows.shape[1:]
+    mean = np.array(scaling.mean, np.float32).reshape(shape)
+    scale = np.array(scaling.scale, np.float32).reshape(shape)
+    return (rows.astype(np.float32) - mean) / scale

@@ -1,0 +1,194 @@
+"""Train a module on a dataset with Lightning: seeded, quiet, and without files."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+
+from dropserve.errors import TrainingError, UsageError
+from dropserve.training.data import Dataset
+from dropserve.training.learner import VALIDATION_LOSS, Batches, Epoch, Learner, Recorder
+from dropserve.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training made.
+
+    Attributes:
+        model: on the CPU, in eval mode, with the weights of the best epoch.
+        curve: a row for each epoch.
+        best: the row of the best epoch: the lowest validation loss.
+        stopped_early: whether validation stopped improving before the last epoch.
+        device: where it was trained.
+    """
+
+    model: nn.Module
+    curve: tuple[Epoch, ...]
+    best: Epoch
+    stopped_early: bool
+    device: str
+
+
+def choose_device(wanted: str) -> str:
+    """Turn ``auto`` into the best device there is.
+
+    Raises:
+        UsageError: if the device asked for is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        usable = ", ".join(name for name in there if there[name])
+        raise UsageError(
+            f"device: got {wanted!r}, which torch {torch.__version__} does not see here; "
+            f"allowed: auto, {usable}"
+        )
+    return wanted
+
+
+@contextmanager
+def seeded(seed: int, device: str = "cpu") -> Generator[None]:
+    """Seed torch, numpy and Python inside, and leave their states as they were outside."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's model may use it
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # see above
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002  # see above
+
+
+def _ignore(_: object) -> None:
+    """Nobody watches."""
+
+
+def fit(
+    build: Callable[[], nn.Module],
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    on_epoch: Callable[[Epoch], None] = _ignore,
+    on_progress: Callable[[float], None] = _ignore,
+) -> Fitted:
+    """Train from scratch; the same recipe on the same machine gives the same weights.
+
+    Args:
+        build: makes a fresh module; called with the training seed set.
+        dataset: scaled rows; only its training and validation parts are touched.
+        recipe: how to train.
+        on_epoch: called after each epoch.
+        on_progress: called now and then with the epochs done so far.
+
+    Raises:
+        TrainingError: if the loss stopped being a number.
+        UsageError: if the device is not there.
+        KeyboardInterrupt: on Ctrl-C; nothing was written.
+    """
+    settings = recipe.training
+    device = choose_device(settings.device)
+    recorder = Recorder(on_epoch, on_progress)
+    callbacks: list[pl.Callback] = [recorder]
+    if settings.patience:
+        callbacks.append(EarlyStopping(VALIDATION_LOSS, patience=settings.patience, check_finite=True))
+    with seeded(settings.seed, device), _quiet(), _deterministic(device), _interruptible():
+        target = dataset.preprocessing.target
+        learner = Learner(build(), recipe, unit=target.scale[0] if target else 1.0)
+        trainer = pl.Trainer(
+            accelerator=device,
+            devices=1,
+            max_epochs=settings.epochs,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(learner, *_batches(dataset, settings.batch_size, settings.seed, device))
+    if recorder.best is None or not recorder.weights:
+        raise TrainingError(
+            f"the validation loss was {recorder.curve[0].validation_loss} from the first epoch on; lower "
+            f"optimiser.learning_rate (now {recipe.optimiser.learning_rate:g}), or mend the model"
+        )
+    model = learner.model.cpu()
+    model.load_state_dict(recorder.weights)
+    return Fitted(
+        model=model.eval(),
+        curve=tuple(recorder.curve),
+        best=recorder.best,
+        stopped_early=len(recorder.curve) < settings.epochs,
+        device=device,
+    )
+
+
+def _batches(dataset: Dataset, size: int, seed: int, device: str) -> tuple[Batches, Batches]:
+    def part(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.from_numpy(dataset.features[rows]).to(device)
+        return features, torch.from_numpy(dataset.target[rows]).to(device)
+
+    train, validation = part(dataset.split.train), part(dataset.split.validation)
+    return Batches(*train, size, seed), Batches(*validation, max(size, 1024))
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without Lightning's notes about devices, loaders and its own deprecations."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _deterministic(device: str) -> Generator[None]:
+    """On an accelerator, kernels that give the same sums every time, where torch has them."""
+    if device == "cpu":
+        yield
+        return
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """Give Ctrl-C its meaning back: Lightning turns it into ``sys.exit(1)`` and goes deaf to the next one."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main else None
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,216 @@
+"""The Lightning side of training: the module that learns, its batches, and what watches it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dropserve.training.recipe import OptimiserTable, Recipe
+
+VALIDATION_LOSS = "validation_loss"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the learning curve.
+
+    Attributes:
+        number: from 1.
+        train_loss: mean over the epoch's batches, dropout on.
+        validation_loss: after the epoch, dropout off.
+        score: validation accuracy, or RMSE in the target's own unit.
+        learning_rate: of the epoch.
+        seconds: wall time of the epoch.
+    """
+
+    number: int
+    train_loss: float
+    validation_loss: float
+    score: float
+    learning_rate: float
+    seconds: float
+
+
+class Batches:
+    """Rows in memory, in a fresh order each epoch; a DataLoader costs more than such models' arithmetic.
+
+    A last batch of one row joins its neighbour: BatchNorm cannot learn from one row.
+
+    Args:
+        rows: ``[N, ...]``.
+        target: ``[N]``.
+        size: rows a batch.
+        seed: of the order; None keeps the rows as they are.
+    """
+
+    def __init__(self, rows: torch.Tensor, target: torch.Tensor, size: int, seed: int | None = None) -> None:
+        self._rows, self._target = rows, target
+        full, rest = divmod(len(rows), size)
+        sizes = [size] * full + ([rest] if rest else [])
+        if rest == 1 and full:
+            sizes[-2:] = [size + 1]
+        self._sizes = sizes
+        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._generator is None:
+            yield from zip(self._rows.split(self._sizes), self._target.split(self._sizes), strict=True)
+            return
+        order = torch.randperm(len(self._rows), generator=self._generator).to(self._rows.device)
+        for chosen in order.split(self._sizes):
+            yield self._rows[chosen], self._target[chosen]
+
+
+class Learner(pl.LightningModule):
+    """Loss, validation and optimiser of a recipe.
+
+    Args:
+        model: the user's module.
+        recipe: says which loss and which optimiser.
+        unit: regression: what one standardised step of the target is in its own unit.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, unit: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self._classifies = recipe.task == "classification"
+        self._smoothing = recipe.training.label_smoothing
+        self._optimiser, self._epochs = recipe.optimiser, recipe.training.epochs
+        self._unit = unit
+        self.train_sum, self.validation_sum = _Sum(), _Sum()
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        """Cross entropy, or the mean squared error of the standardised target."""
+        if self._classifies:
+            return functional.cross_entropy(output, target, label_smoothing=smoothing)
+        return functional.mse_loss(output, target.reshape(output.shape))
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        """One batch with dropout on."""
+        rows, target = batch
+        loss = self.loss(self.model(rows), target, self._smoothing)
+        self.train_sum.add(len(rows), loss.detach())
+        return loss
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
+        """One batch with dropout off."""
+        rows, target = batch
+        output = self.model(rows)
+        loss = self.loss(output, target)
+        hit = (output.argmax(1) == target).float().mean() if self._classifies else loss
+        self.validation_sum.add(len(rows), loss, hit)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what early stopping watches."""
+        self.log(VALIDATION_LOSS, self.validation_sum.mean(0))
+
+    def score(self) -> float:
+        """Validation accuracy, or RMSE in the target's unit, of the epoch that ended."""
+        mean = self.validation_sum.mean(1)
+        return mean if self._classifies else math.sqrt(mean) * self._unit
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimiser, with a cosine schedule if it asks for one."""
+        optimiser = build_optimiser(self._optimiser, self.model)
+        if self._optimiser.schedule == "constant":
+            return optimiser
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self._epochs)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def build_optimiser(table: OptimiserTable, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the parameters that learn."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rate, decay = table.learning_rate, table.weight_decay
+    match table.name:
+        case "adamw":
+            return torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(learning, lr=rate, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(learning, lr=rate, weight_decay=decay, momentum=table.momentum)
+
+
+class _Sum:
+    """Sums weighted by rows, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._values: list[torch.Tensor] = []
+
+    def add(self, rows: int, *values: torch.Tensor) -> None:
+        weighted = [value * rows for value in values]
+        self._values = (
+            [a + b for a, b in zip(self._values, weighted, strict=True)] if self._rows else weighted
+        )
+        self._rows += rows
+
+    def mean(self, place: int) -> float:
+        return float(self._values[place]) / self._rows
+
+    def clear(self) -> None:
+        self._rows, self._values = 0, []
+
+
+class Recorder(pl.Callback):
+    """Keeps the learning curve and the weights of the best epoch, and tells whoever watches.
+
+    Args:
+        on_epoch: called after each epoch.
+        on_progress: called now and then with the epochs done so far, a fraction of the running one included.
+    """
+
+    def __init__(self, on_epoch: Callable[[Epoch], None], on_progress: Callable[[float], None]) -> None:
+        self.curve: list[Epoch] = []
+        self.best: Epoch | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+        self._on_epoch, self._on_progress = on_epoch, on_progress
+        self._begin = self._told = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
+        """Start the clock of the epoch."""
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell how far the epoch is, ten times a second."""
+        del pl_module, outputs, batch
+        now = time.perf_counter()
+        if now - self._told > 0.1:
+            self._told = now
+            self._on_progress(trainer.current_epoch + (batch_idx + 1) / float(trainer.num_training_batches))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row of the epoch, and keep the weights if it is the best so far."""
+        if not isinstance(pl_module, Learner):
+            return
+        row = Epoch(
+            number=trainer.current_epoch + 1,
+            train_loss=pl_module.train_sum.mean(0),
+            validation_loss=pl_module.validation_sum.mean(0),
+            score=pl_module.score(),
+            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            seconds=time.perf_counter() - self._begin,
+        )
+        pl_module.train_sum.clear()
+        pl_module.validation_sum.clear()
+        self.curve.append(row)
+        if math.isfinite(row.validation_loss) and (
+            self.best is None or row.validation_loss < self.best.validation_loss
+        ):
+            self.best = row
+            state = pl_module.model.state_dict()
+            self.weights = {key: value.detach().clone() for key, value in state.items()}
+        self._on_epoch(row)

@@ -1,0 +1,63 @@
+"""One small pass before training: does the model take these rows, and answer in the right shape?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from dropserve.errors import ModelSourceError, TrainingError
+from dropserve.signature import Signature, TensorSpec
+from dropserve.training.data import INPUT, OUTPUT, Dataset
+
+
+def probe(model: nn.Module, dataset: Dataset) -> Signature:
+    """Run a few rows through the model in eval mode.
+
+    Returns:
+        names, dtypes and shapes of its input and output.
+
+    Raises:
+        ModelSourceError: if it fails on a batch.
+        TrainingError: if its output does not fit the target; the message says which number to change.
+    """
+    table = dataset.table
+    rows = torch.from_numpy(dataset.features[dataset.split.train[:3]])
+    training = model.training
+    try:
+        with torch.inference_mode():
+            output = model.eval()(rows)
+    except Exception as error:
+        shape = ", ".join(map(str, rows.shape[1:]))
+        raise ModelSourceError(
+            f"{type(model).__name__} cannot take {len(rows)} rows of {table.name}, [{shape}] float32 each "
+            f"({len(table.columns)} features: {', '.join(table.columns[:4])}, ...): "
+            f"{type(error).__name__}: {error}. Change [model.arguments] to fit that many features."
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(output, torch.Tensor):
+        raise TrainingError(
+            f"{type(model).__name__} returns a {type(output).__name__}; expected one tensor of "
+            f"{'logits' if table.labels else 'values'}, [rows, {max(1, len(table.labels))}]"
+        )
+    wanted = [(len(rows), len(table.labels))] if table.labels else [(len(rows), 1), (len(rows),)]
+    if tuple(output.shape) not in wanted:
+        need = (
+            f"{len(table.labels)} logits, one for each class ({', '.join(table.labels[:10])})"
+            if table.labels
+            else "one value, as the task is regression"
+        )
+        raise TrainingError(
+            f"{type(model).__name__} answers {len(rows)} rows with a tensor of {list(output.shape)}; "
+            f"expected {list(wanted[0])}: for each row {need}. Change [model.arguments], or the model."
+        )
+    if not torch.isfinite(output).all():
+        raise TrainingError(
+            f"{type(model).__name__} answers NaN or infinity before any training; mend the model"
+        )
+    shape = tuple(int(size) for size in np.shape(dataset.features)[1:])
+    return Signature(
+        inputs=(TensorSpec(name=INPUT, shape=shape),),
+        outputs=(TensorSpec(name=OUTPUT, shape=tuple(output.shape[1:])),),
+    )

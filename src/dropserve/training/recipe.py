@@ -1,0 +1,206 @@
+"""Recipes: what to train, on what, and how, in one TOML file.
+
+The classes below are the whole vocabulary. ``description`` says what a key allows; an error quotes it.
+Nothing here reads data or builds a model: see :mod:`dropserve.training.recipe_file` for loading and checking.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+from dropserve.errors import UsageError
+from dropserve.store import check_name
+
+MAX_SEED = 2**32 - 1  # numpy's limit
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}")]
+Rows = Annotated[int, Field(ge=10, le=10_000_000, description="a whole number of rows, 10 or more")]
+Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelTable(_Table):
+    """``[model]``: any ``nn.Module``, wherever it lives.
+
+    Attributes:
+        spec: key ``class``: ``file.py:Class`` (relative to the recipe) or ``package.module:Class``.
+        arguments: keyword arguments of its constructor.
+    """
+
+    spec: str = Field(
+        alias="class",
+        pattern=r"^[^:]+:[A-Za-z_]\w*$",
+        description="file.py:Class (relative to this recipe) or package.module:Class",
+    )
+    arguments: dict[str, JsonValue] = Field(
+        {}, description="a table of keyword arguments for the model's constructor"
+    )
+
+
+class _DataTable(_Table):
+    scaling: Literal["feature", "global", "none"] = Field(
+        "feature",
+        description='"feature" (each to mean 0, deviation 1), "global" (one mean and deviation for all, '
+        'right for pixels) or "none"',
+    )
+
+
+class BundledData(_DataTable):
+    """A data set that comes with scikit-learn, so nothing is downloaded."""
+
+    source: Literal["digits", "iris", "wine", "breast_cancer", "diabetes"]
+
+
+class MakeClassificationData(_DataTable):
+    """scikit-learn's ``make_classification``: clusters at the corners of a hypercube."""
+
+    source: Literal["make_classification"]
+    samples: Rows = 2000
+    features: Count = 10
+    informative: Count = 8
+    classes: Annotated[int, Field(ge=2, description="a whole number, 2 or more")] = 5
+    separation: Annotated[
+        float, Field(gt=0, description="a number above 0; the larger, the easier the problem")
+    ] = 1.0
+    seed: Seed = 0
+
+
+class MakeRegressionData(_DataTable):
+    """scikit-learn's ``make_regression``: a linear target with Gaussian noise."""
+
+    source: Literal["make_regression"]
+    samples: Rows = 1000
+    features: Count = 10
+    informative: Count = 5
+    noise: Annotated[float, Field(ge=0, description="a number, 0 or more")] = 10.0
+    seed: Seed = 0
+
+
+class MakeMoonsData(_DataTable):
+    """scikit-learn's ``make_moons``: two interleaved half circles in the plane."""
+
+    source: Literal["make_moons"]
+    samples: Rows = 1000
+    noise: Annotated[float, Field(ge=0, description="a number, 0 or more")] = 0.2
+    seed: Seed = 0
+
+
+class CsvData(_DataTable):
+    """A CSV file with a header line: numeric feature columns, and a target column.
+
+    Attributes:
+        file: path, relative to the recipe.
+        target: name of the column to predict: classes (any text) or numbers.
+        features: names of the columns to learn from, in the order in which requests will send them;
+            by default every column but the target, in the order of the file.
+        delimiter: what separates the columns.
+    """
+
+    source: Literal["csv"]
+    file: str = Field(min_length=1, description="path of a CSV file, relative to this recipe")
+    target: str = Field(min_length=1, description="the name of the column to predict")
+    features: list[str] | None = Field(
+        None, min_length=1, description="a list of column names; leave it out to take every other column"
+    )
+    delimiter: str = Field(",", pattern=r"^[^\n\r\"]$", description='one character, such as "," or ";"')
+
+
+DataTable = Annotated[
+    BundledData | MakeClassificationData | MakeRegressionData | MakeMoonsData | CsvData,
+    Field(discriminator="source", description="a table [data] with a key source"),
+]
+
+
+class SplitTable(_Table):
+    """``[split]``: shares of the rows; what is left is for training. Its seed is not the training seed."""
+
+    validation: float = Field(0.15, gt=0, lt=1, description="a share of the rows, above 0 and below 1")
+    test: float = Field(0.15, gt=0, lt=1, description="a share of the rows, above 0 and below 1")
+    seed: Seed = 0
+
+
+class TrainingTable(_Table):
+    """``[training]``.
+
+    Attributes:
+        epochs: passes over the training rows, at most.
+        batch_size: rows a step.
+        patience: stop after so many epochs without a lower validation loss; 0 never stops early. The weights
+            of the best epoch are kept either way.
+        label_smoothing: classification: share of the target that is spread over all classes.
+        seed: of initial weights, order of batches, and dropout.
+        device: where to train.
+    """
+
+    epochs: Count = 100
+    batch_size: Annotated[int, Field(ge=2, description="a whole number, 2 or more")] = 64
+    patience: Annotated[int, Field(ge=0, description="a whole number of epochs; 0 never stops early")] = 15
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 0.0
+    seed: Seed = 0
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Field(description="one of auto, cpu, cuda, mps")
+    ] = "auto"
+
+
+class OptimiserTable(_Table):
+    """``[optimiser]``: one of torch's, and how its learning rate changes.
+
+    Attributes:
+        momentum: of ``sgd``; the others ignore it.
+        schedule: ``cosine`` lowers the learning rate to zero over the epochs.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="one of adamw, adam, sgd")
+    learning_rate: float = Field(1e-3, gt=0, description="a number above 0")
+    weight_decay: float = Field(0.01, ge=0, description="a number, 0 or more")
+    momentum: float = Field(0.9, ge=0, lt=1, description="a number from 0 to below 1")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="constant or cosine")
+
+
+class Recipe(_Table):
+    """The whole of a recipe.
+
+    Attributes:
+        name: of the model in the store and of its endpoint.
+        task: decides the loss and the metrics.
+    """
+
+    name: str = Field(
+        description="1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit; not runs, not ...-mc"
+    )
+    task: Literal["classification", "regression"] = Field(description="classification or regression")
+    model: ModelTable = Field(description="a table [model] with a key class")
+    data: DataTable
+    split: SplitTable = Field(SplitTable(), description="a table [split]")  # type: ignore[call-arg]  # all have defaults
+    training: TrainingTable = Field(TrainingTable(), description="a table [training]")
+    optimiser: OptimiserTable = Field(OptimiserTable(), description="a table [optimiser]")  # type: ignore[call-arg]
+
+    @field_validator("name")
+    @classmethod
+    def _fit_for_paths(cls, name: str) -> str:
+        try:
+            return check_name(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, as JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+SOURCE_TASK: dict[str, str] = {
+    "digits": "classification",
+    "iris": "classification",
+    "wine": "classification",
+    "breast_cancer": "classification",
+    "diabetes": "regression",
+    "make_classification": "classification",
+    "make_regression": "regression",
+    "make_moons": "classification",
+}
+"""The task of each source that allows only one; a CSV file suits either."""

@@ -1,0 +1,179 @@
+"""Reading a recipe file and checking all of it before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dropserve.errors import ModelSourceError, RecipeError, UsageError
+from dropserve.training.problems import describe, did_you_mean, shown, with_overrides
+from dropserve.training.recipe import SOURCE_TASK, CsvData, DataTable, Recipe
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe that passed every check, and where it stands (paths in it are relative to that)."""
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.path.parent
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> RecipeFile:
+    """Read a recipe and check it: keys, values, the model's constructor, and that they go together.
+
+    Args:
+        path: a TOML file.
+        overrides: values for ``table.key``, such as ``{"training.seed": 3}``, that replace the file's.
+
+    Raises:
+        RecipeError: with every problem at once.
+        UsageError: if the file cannot be read.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path}: not UTF-8 text ({error.reason}, byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(str(path), [f"not TOML: {error}"]) from error
+    return RecipeFile(path.resolve(), check_recipe(content, path, overrides))
+
+
+def check_recipe(
+    content: Mapping[str, Any], path: Path, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Check a recipe's content.
+
+    Args:
+        content: as TOML parses it.
+        path: names the recipe in messages; relative paths start from its folder.
+        overrides: as in :func:`load_recipe`.
+
+    Raises:
+        RecipeError: with every problem at once.
+    """
+    content = with_overrides(content, overrides or {})
+    folder = path.resolve().parent
+    problems: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problems += describe(error, Recipe)
+    problems += _data_problems(content, folder) + _split_problems(content)
+    problems += _model_problems(content.get("model"), folder)
+    if problems or recipe is None:
+        raise RecipeError(str(path), problems)
+    return recipe
+
+
+def _data_problems(content: Mapping[str, Any], folder: Path) -> list[str]:
+    """What goes wrong between values that are each allowed."""
+    try:
+        data = TypeAdapter[DataTable](DataTable).validate_python(content.get("data"))
+    except ValidationError:
+        return []  # reported with the rest of the recipe
+    task = content.get("task")
+    needed = SOURCE_TASK.get(data.source)
+    problems: list[str] = []
+    if needed and task in {"classification", "regression"} and task != needed:
+        problems.append(f"task: got {task!r}; data.source = {data.source!r} is for {needed!r}")
+    if isinstance(data, CsvData):
+        file = folder / data.file
+        if not file.is_file():
+            problems.append(f"data.file: got {data.file!r}; there is no file {file}")
+        if data.features and data.target in data.features:
+            problems.append(f"data.features: holds the target {data.target!r}; take it out")
+        twice = sorted({name for name in data.features or [] if (data.features or []).count(name) > 1})
+        if twice:
+            problems.append(f"data.features: {', '.join(twice)} stands there twice; name each column once")
+    informative, features = getattr(data, "informative", 0), getattr(data, "features", 0)
+    if isinstance(informative, int) and isinstance(features, int) and informative > features:
+        problems.append(f"data.informative: got {informative}; allowed: at most data.features ({features})")
+    classes = getattr(data, "classes", 0)
+    if classes > 2**informative > 1:
+        problems.append(
+            f"data.classes: got {classes}; allowed: at most 2**data.informative ({2**informative}), "
+            "a class for each corner"
+        )
+    return problems
+
+
+def _split_problems(content: Mapping[str, Any]) -> list[str]:
+    split = content.get("split", {})
+    if not isinstance(split, dict):
+        return []
+    shares = [split.get("validation", 0.15), split.get("test", 0.15)]
+    if all(isinstance(share, int | float) and 0 < share < 1 for share in shares) and sum(shares) >= 1:
+        return [f"split: validation + test is {sum(shares):g}; allowed: below 1, to leave rows to train on"]
+    return []
+
+
+def _model_problems(table: object, folder: Path) -> list[str]:
+    """Load the class and hold the arguments against its constructor."""
+    from dropserve.model import load_class  # noqa: PLC0415  # torch: only once a model is named
+
+    if not isinstance(table, dict) or not isinstance(spec := table.get("class"), str):
+        return []
+    if spec.count(":") != 1 or not spec.partition(":")[2].isidentifier():
+        return []  # reported by the pattern
+    arguments = table.get("arguments", {})
+    try:
+        cls = load_class(spec, folder).cls
+    except ModelSourceError as error:
+        return [f"model.class: {error}"]
+    if not isinstance(arguments, dict):
+        return []
+    try:
+        signature = inspect.signature(cls, eval_str=True)
+    except NameError:  # an annotation that is only imported for type checkers
+        signature = inspect.signature(cls)
+    return argument_problems(cls.__name__, signature, arguments)
+
+
+def argument_problems(
+    cls: str, signature: inspect.Signature, arguments: Mapping[str, Any], where: str = "model.arguments"
+) -> list[str]:
+    """What a constructor would refuse: unknown names, missing ones, plain types that differ."""
+    parameters = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    problems: list[str] = []
+    for name, value in arguments.items():
+        if name in parameters:
+            wanted = parameters[name].annotation
+            if wanted in _PLAIN and not _fits(value, wanted):
+                problems.append(f"{where}.{name}: got {shown(value)}; allowed: {_PLAIN[wanted]}")
+        elif not takes_any:
+            hint = did_you_mean(name, parameters)
+            allowed = ", ".join(parameters) or "none"
+            problems.append(
+                f"{where}.{name}: unknown argument, value {shown(value)}{hint}; {cls} takes: {allowed}"
+            )
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            problems.append(f"{where}.{name}: missing; {cls}{signature} needs it")
+    return problems
+
+
+def _fits(value: object, wanted: type) -> bool:
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)

@@ -1,0 +1,155 @@
+"""The training stage from end to end: a checked recipe in, a published run out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import nn
+
+from dropserve.manifest import RunManifest
+from dropserve.model import ModelClass, ServedModel, load_class
+from dropserve.signature import Signature
+from dropserve.store import Store, Stored
+from dropserve.training.curve import write_curve_csv, write_curve_png
+from dropserve.training.data import INPUT, Dataset, load_dataset
+from dropserve.training.evaluate import evaluate
+from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.learner import Epoch
+from dropserve.training.probe import probe
+from dropserve.training.recipe_file import RecipeFile
+from dropserve.training.run_folder import (
+    RECIPE,
+    VALIDATION,
+    write_example,
+    write_json,
+    write_source,
+    write_weights,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything before the first step, checked against each other.
+
+    Attributes:
+        model: an untrained module, with the weights that training will begin from.
+        device: where training will run.
+    """
+
+    file: RecipeFile
+    dataset: Dataset
+    source: ModelClass
+    model: nn.Module
+    signature: Signature
+    device: str
+
+    def build(self) -> nn.Module:
+        """Another untrained module."""
+        return self.source.build(self.file.recipe.model.arguments)
+
+
+class Watcher(Protocol):
+    """Who is told how training goes."""
+
+    def on_progress(self, epochs: float) -> None:
+        """So many epochs are done, a fraction of the running one included."""
+
+    def on_epoch(self, row: Epoch) -> None:
+        """An epoch has ended."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def on_progress(self, epochs: float) -> None:
+        """Say nothing."""
+
+    def on_epoch(self, row: Epoch) -> None:
+        """Say nothing."""
+
+
+def prepare(file: RecipeFile) -> Prepared:
+    """Load data and model, and try one small batch.
+
+    Raises:
+        DataError: if the data cannot be learned from.
+        ModelSourceError: if the model cannot be built or fails on a batch.
+        TrainingError: if the model's output does not fit the target.
+        UsageError: if the device is not there.
+    """
+    recipe = file.recipe
+    device = choose_device(recipe.training.device)
+    dataset = load_dataset(recipe, file.folder)
+    source = load_class(recipe.model.spec, file.folder)
+    with seeded(recipe.training.seed):
+        model = source.build(recipe.model.arguments)
+        signature = probe(model, dataset)
+    return Prepared(file, dataset, source, model, signature, device)
+
+
+def train(
+    prepared: Prepared, store: Store, watcher: Watcher | None = None
+) -> tuple[Stored[RunManifest], Fitted]:
+    """Fit, measure and publish.
+
+    The store is opened for writing before the first step, so that an hour of training does not end at a
+    folder that cannot be written.
+
+    Raises:
+        TrainingError: if training diverged.
+        PublishError: if the run cannot be written.
+        KeyboardInterrupt: on Ctrl-C; the store is as it was.
+    """
+    watcher = watcher or Silent()
+    recipe, dataset = prepared.file.recipe, prepared.dataset
+    with store.staging(recipe.name, RunManifest) as staging:
+        fitted = fit(
+            prepared.build, dataset, recipe, on_epoch=watcher.on_epoch, on_progress=watcher.on_progress
+        )
+        folder, split, table = staging.folder, dataset.split, dataset.table
+        write_weights(folder, fitted.model)
+        served = ServedModel(
+            fitted.model,
+            dataset.preprocessing,
+            {spec.name: spec.sized() for spec in prepared.signature.inputs},
+        ).eval()
+        metrics = {
+            **evaluate(served, table, split.validation, "validation"),
+            **evaluate(served, table, split.test, "test"),
+            "best_epoch": float(fitted.best.number),
+        }
+        held_out = {INPUT: table.features[split.validation], "target": table.target[split.validation]}
+        np.savez(folder / VALIDATION, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
+        write_example(folder, held_out[INPUT][:1])
+        write_json(folder / RECIPE, recipe.resolved())
+        write_learning_curve(prepared, fitted.curve, fitted.best, staging.folder)
+        manifest = RunManifest(
+            id=staging.id,
+            name=recipe.name,
+            task=recipe.task,
+            labels=table.labels,
+            signature=prepared.signature,
+            source=write_source(folder, prepared.source, recipe.model.arguments),
+            preprocessing=dataset.preprocessing,
+            metrics=metrics,
+            data=dataset.record(),
+            recipe=recipe.resolved(),
+        )
+        return store.publish(staging, manifest), fitted
+
+
+def write_learning_curve(prepared: Prepared, curve: Sequence[Epoch], best: Epoch, folder: Path) -> None:
+    """``learning_curve.csv`` and ``learning_curve.png``."""
+    recipe = prepared.file.recipe
+    write_curve_csv(folder / "learning_curve.csv", curve, recipe.task)
+    title = f"{recipe.name}: {type(prepared.model).__name__} on {dataset_title(prepared.dataset)}"
+    write_curve_png(folder / "learning_curve.png", curve, best, task=recipe.task, title=title)
+
+
+def dataset_title(dataset: Dataset) -> str:
+    """The data's name without its folders."""
+    return dataset.table.name.rpartition("/")[2]
