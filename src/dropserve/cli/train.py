@@ -60,6 +60,11 @@ def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
 
         prepared = prepare(file)
     console.print(_summary(prepared), highlight=False)
+    for advice in prepared.advice:
+        console.print(
+            f"[yellow]advice[/] [bold]{escape(advice.where)}[/]: {escape(advice.why)}", highlight=False
+        )
+        console.print(f"       {escape(advice.change)}", highlight=False)
     with EpochBar(file.recipe.training.epochs, file.recipe.task, console) as bar:
         run, fitted = train(prepared, project.store, bar)
     console.print(_results(run, fitted))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from dropserve.manifest import RunManifest
 from dropserve.model import ModelClass, ServedModel, load_class
 from dropserve.signature import Signature
 from dropserve.store import Store, Stored
+from dropserve.training.advice import Advice, advise
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
@@ -38,6 +40,7 @@ class Prepared:
     Attributes:
         model: an untrained module, with the weights that training will begin from.
         device: where training will run.
+        advice: about its dropout.
     """
 
     file: RecipeFile
@@ -46,6 +49,7 @@ class Prepared:
     model: nn.Module
     signature: Signature
     device: str
+    advice: tuple[Advice, ...]
 
     def build(self) -> nn.Module:
         """Another untrained module."""
@@ -88,7 +92,8 @@ def prepare(file: RecipeFile) -> Prepared:
     with seeded(recipe.training.seed):
         model = source.build(recipe.model.arguments)
         signature = probe(model, dataset)
-    return Prepared(file, dataset, source, model, signature, device)
+    advice = advise(model, torch.from_numpy(dataset.features[dataset.split.train[:4]]))
+    return Prepared(file, dataset, source, model, signature, device, advice)
 
 
 def train(
