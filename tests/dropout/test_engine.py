@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.dropout.masks import draw
-from dropserve.dropout.rows import QUANTUM, run_padded
 from dropserve.errors import UsageError
 from dropserve.signature import Axis, Site, TensorSpec
 
@@ -28,30 +27,38 @@ def test_chunks_of_any_size_give_what_a_loop_over_samples_gives(rows, samples, e
     assert np.array_equal(found["other"], np.tile(x.sum(axis=1), (samples, 1)))
 
 
-def test_a_call_is_bounded_in_elements_and_whole_quanta_of_rows():
+def test_a_call_is_bounded_in_elements():
     seen = []
 
     def spy(fed):
         seen.append(sum(array.size for array in fed.values()))
-        assert len(fed["x"]) % QUANTUM == 0
         return head(fed)
 
-    MonteCarlo(SITES, spy, chunk_elements=1200).samples({"x": np.ones((37, 6), np.float32)}, Settings())
+    engine = MonteCarlo(SITES, spy, chunk_elements=1200, steady=False)
+    engine.samples({"x": np.ones((37, 6), np.float32)}, Settings())
     assert max(seen) <= 1200
     assert len(seen) > 10
 
 
-def test_the_trunk_runs_once_and_feeds_the_head():
+def test_the_trunk_runs_on_the_rows_and_not_on_the_samples():
     calls = []
 
     def trunk(fed):
         calls.append(len(fed["raw"]))
         return {"x": fed["raw"] + 1}
 
-    engine = MonteCarlo(SITES, head, trunk, head_inputs=["x"], chunk_elements=100)
+    engine = MonteCarlo(SITES, head, trunk, head_inputs=["x"], steady=False)
     found = engine.samples({"raw": np.zeros((3, 6), np.float32)}, Settings(samples=20))
-    assert calls == [QUANTUM]
+    assert calls == [3]
     assert np.array_equal(found["output"][:, 0], draw(SITES, 20, seed=0)["m"])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_calls_side_by_side_give_what_one_after_the_other_gives(workers):
+    engine = MonteCarlo(SITES, head, chunk_elements=500, workers=workers)
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    found = engine.samples({"x": x}, Settings(samples=20))["output"]
+    assert np.array_equal(found, x * draw(SITES, 20, seed=0)["m"][:, None])
 
 
 def test_the_head_gets_the_tensors_it_takes_and_no_others():
@@ -91,9 +98,3 @@ def test_inputs_that_differ_in_rows_are_refused():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError, match="expected"):
         Settings(**wrong)
-
-
-@given(rows=st.integers(1, 40))
-def test_padding_is_invisible(rows):
-    x = np.arange(rows)
-    assert np.array_equal(run_padded(lambda fed: {"y": fed["x"] * 2}, {"x": x})["y"], x * 2)

@@ -6,20 +6,25 @@ reaches) runs once on the B rows; its outputs are tiled, and the head runs on ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT, common_block, draw, site_rates
-from dropserve.dropout.rows import QUANTUM, run_padded
+from dropserve.dropout.rows import (
+    ALONE,
+    QUANTUM,
+    Array,
+    Arrays,
+    Program,
+    Steady,
+    run_padded,
+    side_by_side,
+)
 from dropserve.errors import UsageError
 from dropserve.signature import Axis, Site, TensorSpec
-
-Array = NDArray[np.generic]
-Arrays = Mapping[str, Array]
-Program = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Settings:
 class MonteCarlo:
     """Draws samples from a masked program.
 
-    A row's samples depend on the row and the settings alone: all rows share the masks of the seed, and
-    every call is padded to whole quanta of rows (see ``rows.py``), so batch-mates do not change a bit.
+    A row's samples depend on the row and the settings alone: all rows share the masks of the seed, and calls
+    are shaped so that batch-mates do not change a bit (see ``rows.py``).
 
     Args:
         sites: the dropout sites, as the manifest lists them.
@@ -69,8 +74,10 @@ class MonteCarlo:
             the inputs themselves.
         head_inputs: names of the tensors that the head takes besides masks; all that there are if None.
         specs: the inputs' specs; needed only if a site has a variable axis.
-        chunk_elements: bound on the numbers fed to the head in one call (float32: four bytes each); one
-            quantum of rows always goes.
+        chunk_elements: bound on the numbers fed to the head in one call (float32: four bytes each), but for
+            a least number of rows that always goes.
+        workers: calls that run side by side. Programs compute on one thread each.
+        steady: keep answers free of their batch-mates to the last bit; without it, to rounding only.
     """
 
     def __init__(
@@ -82,6 +89,8 @@ class MonteCarlo:
         head_inputs: Collection[str] | None = None,
         specs: Sequence[TensorSpec] = (),
         chunk_elements: int = 2**22,
+        workers: int = 1,
+        steady: bool = True,
     ) -> None:
         self.sites = tuple(sites)
         self._head = head
@@ -89,6 +98,9 @@ class MonteCarlo:
         self._head_inputs = None if head_inputs is None else frozenset(head_inputs)
         self._specs = tuple(specs)
         self._chunk_elements = chunk_elements
+        self._workers = workers
+        self._steady_head = Steady(head) if steady else None
+        self._steady_trunk = Steady(trunk, workers=workers) if steady and trunk is not None else trunk
 
     def block(self, settings: Settings) -> int:
         """The block size that the statistics of such samples need."""
@@ -111,20 +123,27 @@ class MonteCarlo:
         rows = _rows(inputs)
         masks = self._masks(inputs, settings)
         fixed: dict[str, Array] = dict(inputs)
-        if self._trunk is not None:
-            fixed |= run_padded(self._trunk, fixed)
+        if self._steady_trunk is not None:
+            fixed |= self._steady_trunk(fixed)
         if self._head_inputs is not None:
             fixed = {name: array for name, array in fixed.items() if name in self._head_inputs}
+        quantum = 1 if self._steady_head is None else self._steady_head.quantum({**fixed, **masks})
         results: dict[str, Array] = {}
-        for some, these in self._chunks(rows, settings.samples, fixed, masks):
+
+        def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
+            some, these = chunk
             fed = {name: _tile(array[these], some.stop - some.start) for name, array in fixed.items()}
             count = these.stop - these.start
-            fed |= {name: np.repeat(array[some], count, axis=0) for name, array in masks.items()}
-            for name, array in run_padded(self._head, fed).items():
+            fed |= {name: _repeat(array[some], count) for name, array in masks.items()}
+            return some, these, run_padded(self._head, fed, max(1, quantum))
+
+        chunks = self._chunks(rows, settings.samples, {**fixed, **masks}, quantum)
+        for some, these, found in side_by_side(run, chunks, self._workers):
+            for name, array in found.items():
                 if name not in results:
                     shape = (settings.samples, rows, *array.shape[1:])
                     results[name] = np.empty(shape, array.dtype)
-                results[name][some, these] = array.reshape(-1, count, *array.shape[1:])
+                results[name][some, these] = array.reshape(-1, these.stop - these.start, *array.shape[1:])
         return results
 
     def _masks(self, inputs: Arrays, settings: Settings) -> dict[str, NDArray[np.float32]]:
@@ -137,14 +156,15 @@ class MonteCarlo:
             cut = tuple(slice(lengths[a.name] if isinstance(a, Axis) else a) for a in site.shape)
             for name in (site.scale, site.shift):
                 if name is not None:
-                    masks[name] = masks[name][:, *cut]
+                    masks[name] = np.ascontiguousarray(masks[name][:, *cut])
         return masks
 
-    def _chunks(self, rows: int, samples: int, fixed: Arrays, masks: Arrays) -> Iterator[tuple[slice, slice]]:
+    def _chunks(self, rows: int, samples: int, fed: Arrays, quantum: int) -> Iterator[tuple[slice, slice]]:
         """Slices (samples, rows) that cover all, each within the bound of one call."""
-        per_row = sum(array[:1].size for array in (*fixed.values(), *masks.values()))
+        per_row = sum(array[:1].size for array in fed.values())
         most = max(QUANTUM, self._chunk_elements // max(1, per_row))
-        wide = min(rows, most)
+        # All samples of one row are one call if rows must not meet: a sample's place in it is its own.
+        wide = 1 if quantum == ALONE else min(rows, most, max(QUANTUM, -(-rows // self._workers)))
         for row in range(0, rows, wide):
             these = slice(row, min(row + wide, rows))
             deep = max(1, most // (these.stop - these.start))
@@ -181,6 +201,10 @@ def _rows(inputs: Arrays) -> int:
 def _tile(array: Array, times: int) -> Array:
     tiled = np.broadcast_to(array, (times, *array.shape))
     return tiled.reshape(times * array.shape[0], *array.shape[1:])
+
+
+def _repeat(array: Array, times: int) -> Array:
+    return array if times == 1 else np.repeat(array, times, axis=0)
 
 
 def _whole(value: object) -> bool:
