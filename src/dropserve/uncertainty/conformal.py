@@ -1,0 +1,192 @@
+"""Prediction sets for classes by split conformal prediction: guaranteed coverage from any probabilities.
+
+The guarantee: if calibration rows and the new row are exchangeable, and the model has not seen either, the
+set holds the true class with at least the probability asked for, on average over calibration sets. It is
+marginal: over all rows, not for each kind of row.
+
+Three scores, of which a set takes all classes up to a threshold:
+
+- ``lac``: 1 - probability (Sadinle, Lei and Wasserman, JASA 2019). The smallest sets on average. A set is
+  *empty* where no class is as probable as the calibration rows' true classes were. That is part of the
+  guarantee (a model that is right more often than asked must be silent somewhere) and is kept: the row is
+  unlike the calibration rows. Who must have an answer takes the most probable class; coverage can only
+  rise.
+- ``aps``: the probability of all classes at least as probable, less a random share of the class's own
+  (Romano, Sesia and Candes, NeurIPS 2020). Sets adapt to the difficulty of the row.
+- ``raps``: APS and a penalty for ranks beyond the first few (Angelopoulos et al., ICLR 2021).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dropserve.errors import UsageError
+from dropserve.uncertainty.checks import Bool, Float, as_float, as_probabilities
+from dropserve.uncertainty.quantiles import Quantiles, check_coverage
+
+Method = Literal["lac", "aps", "raps"]
+METHODS: tuple[Method, ...] = ("lac", "aps", "raps")
+PENALTIES = (0.001, 0.01, 0.1, 0.2, 0.5)  # those that the RAPS paper tries
+
+
+def row_uniforms(inputs: Mapping[str, NDArray[Any]], seed: int) -> Float:
+    """A uniform number in [0, 1) for each row, from the seed and the content of the row: answers repeat.
+
+    To who does not know the hash the numbers are independent of the labels, which is all that APS needs.
+
+    Args:
+        inputs: for the name of each input [B, ...]; -0.0 counts as 0.0, and a dtype counts.
+        seed: 0 <= seed < 2**53.
+
+    Returns:
+        [B]; a row's number does not depend on the other rows.
+    """
+    names = sorted(inputs)
+    rows = [np.ascontiguousarray(inputs[name] + np.zeros((), inputs[name].dtype)) for name in names]
+    head = "".join(
+        f"{name}:{a.dtype.str.lstrip('<>=|')}{list(a.shape[1:])};"
+        for name, a in zip(names, rows, strict=True)
+    )
+    start = hashlib.blake2b(head.encode(), digest_size=8, key=seed.to_bytes(8, "little"))
+    little = [a.astype(a.dtype.newbyteorder("<"), copy=False) for a in rows]
+    numbers = np.empty(len(rows[0]))
+    for row in range(len(numbers)):
+        digest = start.copy()
+        for array in little:
+            digest.update(array[row].tobytes())
+        numbers[row] = (int.from_bytes(digest.digest(), "little") >> 11) / 2**53
+    return numbers
+
+
+@dataclass(frozen=True)
+class ConformalClassifier:
+    """Calibrated prediction sets at any coverage.
+
+    Attributes:
+        method: ``lac``, ``aps`` or ``raps``.
+        quantiles: of the calibration scores.
+        penalty: RAPS: added for each rank beyond ``free_ranks``.
+        free_ranks: RAPS: ranks without penalty.
+    """
+
+    method: Method
+    quantiles: Quantiles
+    penalty: float = 0.0
+    free_ranks: int = 0
+
+    @classmethod
+    def fit(
+        cls,
+        probabilities: ArrayLike,
+        labels: ArrayLike,
+        *,
+        method: Method = "lac",
+        uniforms: ArrayLike | None = None,
+        penalty: float = 0.01,
+        free_ranks: int = 1,
+    ) -> ConformalClassifier:
+        """Calibrate on rows that neither training nor model selection has seen.
+
+        Args:
+            probabilities: [n, C].
+            labels: [n].
+            method: which score.
+            uniforms: [n] in [0, 1], for APS and RAPS (see :func:`row_uniforms`).
+            penalty: RAPS; choose it on other rows (:func:`choose_penalty`), or the guarantee is lost.
+            free_ranks: RAPS; likewise.
+
+        Raises:
+            UsageError: for an unknown method, missing uniforms or arrays that do not fit.
+        """
+        values, truth = as_probabilities(probabilities, labels)
+        if method != "raps":
+            penalty, free_ranks = 0.0, 0
+        scores = class_scores(values, method, uniforms, penalty=penalty, free_ranks=free_ranks)
+        return cls(method, Quantiles.of(scores[np.arange(len(truth)), truth]), penalty, free_ranks)
+
+    def sets(self, probabilities: ArrayLike, coverage: int, uniforms: ArrayLike | None = None) -> Bool:
+        """Which classes each row's set holds.
+
+        Args:
+            probabilities: [B, C].
+            coverage: parts per thousand, 1 to 999.
+            uniforms: [B], for APS and RAPS.
+
+        Returns:
+            [B, C]. A row may be all False (see the module's text); all True when ``note`` says why.
+
+        Raises:
+            UsageError: for a coverage out of range, missing uniforms or arrays that do not fit.
+        """
+        scores = class_scores(
+            as_float(probabilities, "[B, C]"),
+            self.method,
+            uniforms,
+            penalty=self.penalty,
+            free_ranks=self.free_ranks,
+        )
+        return scores <= self.quantiles.at(check_coverage(coverage))
+
+    def note(self, coverage: int) -> str | None:
+        """Why sets at this coverage hold every class; None if they need not."""
+        return self.quantiles.note(coverage)
+
+
+def class_scores(
+    probabilities: ArrayLike,
+    method: Method,
+    uniforms: ArrayLike | None = None,
+    *,
+    penalty: float = 0,
+    free_ranks: int = 0,
+) -> Float:
+    """The nonconformity score of every class [B, C]; the larger, the less plausible."""
+    values = as_float(probabilities, "[B, C]")
+    if method == "lac":
+        return 1 - values
+    if method not in METHODS:
+        raise UsageError(f"conformal method {method!r}: expected one of {', '.join(METHODS)}")
+    if uniforms is None:
+        raise UsageError(
+            f"{method} needs a uniform number for each row: pass uniforms=row_uniforms(inputs, seed)"
+        )
+    share = as_float(uniforms, "[B]")
+    if share.shape != (len(values),) or share.min() < 0 or share.max() > 1:
+        raise UsageError(f"uniforms {list(share.shape)}: expected [{len(values)}] numbers from 0 to 1")
+    order = np.argsort(-values, axis=1, kind="stable")
+    falling = np.take_along_axis(values, order, axis=1)
+    ranked = np.cumsum(falling, axis=1) - share[:, None] * falling
+    ranked += penalty * np.maximum(np.arange(1, values.shape[1] + 1) - free_ranks, 0)
+    scores = np.empty_like(ranked)
+    np.put_along_axis(scores, order, ranked, axis=1)
+    return scores
+
+
+def choose_penalty(
+    probabilities: ArrayLike, labels: ArrayLike, uniforms: ArrayLike, *, coverage: int = 900
+) -> tuple[float, int]:
+    """The RAPS penalty and free ranks that give the smallest sets (the paper's algorithm 4).
+
+    Args:
+        probabilities: [m, C], of rows kept apart from those of :meth:`ConformalClassifier.fit`.
+        labels: [m].
+        uniforms: [m].
+        coverage: parts per thousand at which sets shall be small.
+    """
+    values, truth = as_probabilities(probabilities, labels)
+    own = values[np.arange(len(truth)), truth][:, None]
+    ranks = 1.0 + (values > own).sum(axis=1)
+    free = int(min(Quantiles.of(ranks).at(coverage), values.shape[1]))
+    sizes: dict[float, float] = {}
+    for penalty in PENALTIES:
+        fitted = ConformalClassifier.fit(
+            values, truth, method="raps", uniforms=uniforms, penalty=penalty, free_ranks=free
+        )
+        sizes[penalty] = float(fitted.sets(values, coverage, uniforms).sum(axis=1).mean())
+    return min(sizes, key=lambda penalty: sizes[penalty]), free
