@@ -1,0 +1,176 @@
+"""``dropserve predict``: ask a running server, and read its answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dropserve.errors import UsageError
+from dropserve.project import Project
+
+if TYPE_CHECKING:
+    from dropserve.client import Answer, Prediction, Uncertainty
+
+app = typer.Typer()
+_BAR = 24
+_SHOWN_CLASSES = 10
+_SHOWN_ROWS = 5
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str | None, typer.Option(help="The model; the only one in the store by default.", show_default=False)
+    ] = None,
+    input_file: Annotated[
+        str,
+        typer.Option("--input", help='JSON: {"instances": [...]}, a list of rows, or one row; - for stdin.'),
+    ] = "-",
+    samples: Annotated[int | None, typer.Option(help="Monte Carlo samples.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the masks.", show_default=False)] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Where the server is; this project's by default.", show_default=False)
+    ] = None,
+    *,
+    mc: Annotated[bool, typer.Option("--mc", help="Ask how sure the model is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a running server for predictions."""
+    from dropserve.client import Client  # noqa: PLC0415  # other commands need no httpx
+
+    project = Project(Path.cwd())
+    name = model or _only_model(project)
+    with Client(url or _own_url(project)) as client:
+        answer = client.predict(name, _read(input_file), mc=mc, samples=samples, seed=seed)
+    console = Console()
+    if as_json:
+        print(json.dumps(_as_json(answer), indent=1))
+        return
+    for row, prediction in enumerate(answer[:_SHOWN_ROWS]):
+        if len(answer) > 1:
+            console.print(f"[dim]instance {row}[/]")
+        _show(console, prediction)
+    if len(answer) > _SHOWN_ROWS:
+        console.print(f"[dim]... and {len(answer) - _SHOWN_ROWS} more; --json prints all[/]")
+    if answer.parameters:
+        settings = ", ".join(f"{key.removeprefix('mc_')} {value}" for key, value in answer.parameters.items())
+        console.print(f"[dim]{settings}: the same question gets the same answer[/]", highlight=False)
+    _say_next(console, answer, mc=mc)
+
+
+def _only_model(project: Project) -> str:
+    names = [name for name in project.store.names() if project.store.versions(name)]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise UsageError(f"--model is needed: {project.store.root} holds {listed}")
+    return names[0]
+
+
+def _own_url(project: Project) -> str | None:
+    """The address of this project's server, as it wrote it down; None if it wrote none."""
+    try:
+        deployment = json.loads((project.run_dir / "server.json").read_bytes())["deployment"]
+        return f"http://{deployment['host']}:{deployment['port']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(file: str) -> Any:
+    """The rows in a file: what ``instances`` holds, a list of rows, or a lone row."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise UsageError(f"--input {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f'--input {file}: not JSON ({error}); expected {{"instances": [...]}}') from error
+    if isinstance(content, dict) and "instances" in content:
+        return content["instances"]
+    if isinstance(content, list) and content and not isinstance(content[0], list | dict):
+        return [content]
+    return content if isinstance(content, list) else [content]
+
+
+def _show(console: Console, prediction: Prediction) -> None:
+    doubt = prediction.uncertainty
+    if prediction.probabilities is not None:
+        console.print(_bars(prediction.probabilities, prediction.label, doubt))
+        if doubt is not None:
+            console.print(_words(doubt, len(prediction.probabilities)), highlight=False)
+        return
+    answer = prediction.value if prediction.value is not None else prediction.outputs
+    spread = "" if doubt is None else f" +- {_number(doubt.standard_deviation)} (standard deviation)"
+    console.print(f"[bold]{_number(answer)}[/]{spread}", highlight=False)
+    if doubt is not None and doubt.standard_error is not None:
+        console.print(
+            f"the Monte Carlo error of the mean is {_number(doubt.standard_error)}", highlight=False
+        )
+
+
+def _bars(probabilities: dict[str, float], label: str | None, doubt: Uncertainty | None) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=doubt is not None, header_style="dim")
+    table.add_column("")
+    table.add_column("")
+    table.add_column("probability", justify="right")
+    if doubt is not None:
+        table.add_column("+-", justify="right")
+    best = sorted(probabilities, key=lambda name: -probabilities[name])[:_SHOWN_CLASSES]
+    for name in (name for name in probabilities if name in set(best)):
+        p = probabilities[name]
+        style = "bold green" if name == label else ""
+        cells = [name, "█" * round(p * _BAR) or "▏", f"{p:.4f}"]
+        if doubt is not None:
+            cells.append(f"{doubt.standard_deviation[name]:.4f}")
+        table.add_row(*cells, style=style)
+    if len(probabilities) > len(best):
+        table.add_row(f"{len(probabilities) - len(best)} less probable", "", "", style="dim")
+    return table
+
+
+def _words(doubt: Uncertainty, classes: int) -> str:
+    """How sure the model is, and where its doubt comes from."""
+    total, model = doubt.predictive_entropy or 0.0, doubt.mutual_information or 0.0
+    share = total / math.log(classes) if classes > 1 else 0.0
+    sure = "sure" if share < 0.1 else "fairly sure" if share < 0.5 else "unsure"
+    if share >= 0.1 and model > total / 2:
+        sure += ", mostly because it knows too little of such rows (more data like this would help)"
+    elif share >= 0.1:
+        sure += ", mostly because such rows are ambiguous in themselves"
+    return (
+        f"[bold]{sure}[/]: predictive entropy {total:.3f} of at most {math.log(classes):.3f} nats, "
+        f"mutual information {model:.3f}, {doubt.variation_ratio or 0.0:.0%} of the samples vote otherwise"
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float | int):
+        return f"{value:.6g}"
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    from dataclasses import asdict  # noqa: PLC0415  # one output form of several
+
+    rows = [{k: v for k, v in asdict(p).items() if v is not None} for p in answer]
+    return {"predictions": rows} | ({"parameters": dict(answer.parameters)} if answer.parameters else {})
+
+
+def _say_next(console: Console, answer: Answer, *, mc: bool) -> None:
+    if not mc and not answer.parameters:
+        console.print("next: add [bold]--mc[/] to see how sure the model is")
+        return
+    doubt = answer[0].uncertainty
+    if doubt is not None and doubt.standard_error is None:
+        console.print("next: [bold]--samples 50[/] or more tells the Monte Carlo error too")
+    else:
+        console.print(
+            "next: [bold]--samples N[/] for a smaller Monte Carlo error, [bold]--json[/] for programs"
+        )

@@ -1,0 +1,190 @@
+"""``dropserve serve`` and ``dropserve stop``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from dropserve.errors import UsageError
+from dropserve.project import Project
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dropserve.manifest import VersionManifest
+    from dropserve.serving.deployment import Deployment, Endpoint
+    from dropserve.serving.supervisor import State
+    from dropserve.store import Stored
+
+app = typer.Typer()
+_SHORT = 160  # characters of a body that a command line may hold
+
+
+@app.command()
+def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models to serve; the only one in the store by default.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Which version; the newest by default.", show_default=False)
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="onnx or torchscript; replaces the one in model-config.yaml.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option(envvar="DROPSERVE_PORT", min=1, max=65535)] = 8080,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Where Prometheus reads; any free one by default.", min=1, max=65535),
+    ] = None,
+    *,
+    mc: Annotated[bool, typer.Option("--mc/--no-mc", help="Serve NAME-mc too, with uncertainty.")] = True,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay attached until SIGTERM or Ctrl-C: for containers.")
+    ] = False,
+) -> None:
+    """Start TorchServe on models of the store, and return when they answer."""
+    console = Console()
+    project = Project(Path.cwd())
+    versions = _versions(project, names or [], version)
+    with console.status("preparing"):
+        # Imported here: serving needs onnxruntime and psutil, other commands do not.
+        from dropserve.serving import torchserve  # noqa: PLC0415
+        from dropserve.serving.graphs import BACKENDS  # noqa: PLC0415
+
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError(f"--backend {backend}: expected {' or '.join(BACKENDS)}")
+    options = torchserve.Options(
+        model_config=project.stage_file("serving/model-config.yaml"),
+        properties=project.stage_file("serving/config.properties"),
+        log_config=project.stage_file("serving/log4j2.xml"),
+        port=port,
+        metrics_port=metrics_port,
+        backend=backend,
+        monte_carlo=mc,
+    )
+    _say_what(console, versions, mc=mc)
+    if foreground:
+        torchserve.run(project.run_dir, versions, options, tell=_Reporter(console, project).tell)
+        console.print("[green]stopped[/]; next: [bold]dropserve serve[/] starts it again")
+        return
+    start = time.perf_counter()
+    with console.status("starting TorchServe") as status:
+
+        def tell(state: State) -> None:
+            status.update(f"starting TorchServe: {state.detail}")
+
+        deployment = torchserve.start(project.run_dir, versions, options, tell=tell)
+    _say_ready(console, project, deployment, time.perf_counter() - start)
+
+
+@app.command()
+def stop() -> None:
+    """Stop the server of this project, and nothing else."""
+    with Console().status("stopping"):
+        from dropserve.serving import torchserve  # noqa: PLC0415  # hosts only
+
+        stopped = torchserve.stop(Project(Path.cwd()).run_dir)
+    if stopped is None:
+        Console().print("nothing of this project is running; next: [bold]dropserve serve[/] starts it")
+        return
+    names = ", ".join(endpoint.name for endpoint in stopped.endpoints)
+    Console().print(
+        f"[green]stopped {names} at {stopped.url}[/]; next: [bold]dropserve serve[/] starts it again",
+        highlight=False,
+    )
+
+
+class _Reporter:
+    """Lines for an attached server: one when it is ready, one whenever that changes."""
+
+    def __init__(self, console: Console, project: Project) -> None:
+        self._console = console
+        self._project = project
+        self._start = time.perf_counter()
+        self._phase = ""
+
+    def tell(self, state: State) -> None:
+        """Say what has changed."""
+        if state.phase == self._phase:
+            return
+        self._phase = state.phase
+        if state.phase == "ready":
+            _say_ready(self._console, self._project, state.deployment, time.perf_counter() - self._start)
+        else:
+            self._start = time.perf_counter()
+            self._console.print(f"{state.phase} {escape(state.detail)}".rstrip(), highlight=False)
+
+
+def _versions(project: Project, names: Sequence[str], number: int | None) -> list[Stored[VersionManifest]]:
+    """Open, and so verify, what is to be served."""
+    store = project.store
+    if not names:
+        found = [name for name in store.names() if store.versions(name)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{store.root} holds {', '.join(found)}: say which, such as: dropserve serve {found[0]}"
+            )
+        names = found or store.names()[:1]
+    if not names:
+        raise UsageError(
+            f"{store.root} holds no model. Make one with: dropserve train, then dropserve export"
+        )
+    if number is not None and len(names) > 1:
+        raise UsageError(f"--version {number}: give one model, or serve the newest of each")
+    return [store.version(name, number) for name in dict.fromkeys(names)]
+
+
+def _say_what(console: Console, versions: Sequence[Stored[VersionManifest]], *, mc: bool) -> None:
+    for version in versions:
+        manifest = version.manifest
+        line = f"[bold]{manifest.name}[/] version {manifest.version}: every file is as it was published"
+        if not manifest.sites:
+            line += f"; it has no dropout, so there is no {manifest.name}-mc"
+        elif not mc:
+            line += f"; {manifest.name}-mc is switched off"
+        console.print(line, highlight=False)
+
+
+def _say_ready(console: Console, project: Project, deployment: Deployment, seconds: float) -> None:
+    names = ", ".join(endpoint.name for endpoint in deployment.endpoints)
+    console.print(f"[green]{names} answer at {deployment.url}[/] (after {seconds:.1f} s)\n", highlight=False)
+    for endpoint in deployment.endpoints:
+        console.print(_curl(project, deployment, endpoint), highlight=False, soft_wrap=True, markup=False)
+    doubt = " --mc" if deployment.endpoints[-1].monte_carlo else ""
+    first = deployment.endpoints[0]
+    example = _near(_example_file(project, deployment, first))
+    console.print(
+        f"\nlogs: {_near(deployment.logs)}; figures: http://127.0.0.1:{deployment.metrics_port}/metrics\n"
+        f"next: [bold]dropserve predict --model {first.model} --input {example}{doubt}[/]; "
+        "[bold]dropserve stop[/] ends it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _curl(project: Project, deployment: Deployment, endpoint: Endpoint) -> str:
+    body = deployment.example(endpoint).decode().strip()
+    if len(body) > _SHORT or "'" in body:
+        data = f"@{_near(_example_file(project, deployment, endpoint))}"
+    else:
+        data = f"'{body}'"
+    address = f"localhost:{deployment.port}/predictions/{endpoint.name}"
+    return f"  curl -s {address} -H 'content-type: application/json' -d {data}"
+
+
+def _example_file(project: Project, deployment: Deployment, endpoint: Endpoint) -> Path:
+    path = project.run_dir / "examples" / f"{endpoint.model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(deployment.example(endpoint))
+    return path
+
+
+def _near(path: Path) -> Path:
+    """Relative to the working directory where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,10 @@
+"""Ask a server from Python: ``Client().predict("digits", rows, mc=True)``.
+
+Needs httpx alone; no torch, no onnxruntime.
+"""
+
+from dropserve.client.asking import default_url
+from dropserve.client.clients import AsyncClient, Client
+from dropserve.client.results import Answer, Prediction, Uncertainty
+
+__all__ = ["Answer", "AsyncClient", "Client", "Prediction", "Uncertainty", "default_url"]
