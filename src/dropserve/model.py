@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dropserve.errors import ModelSourceError, SourceChangedError
+from dropserve.errors import ModelSourceError, SourceChangedError, UsageError
 from dropserve.manifest import Preprocessing, RunManifest, Scaling
+from dropserve.signature import TensorSpec, parse_input
 from dropserve.store import Stored
 
 WEIGHTS = "weights.safetensors"
@@ -125,6 +127,44 @@ def _import_file(path: Path, spec: str) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` pairs; a value is JSON (``64``, ``0.5``, ``true``, ``[1,2]``), else a text.
+
+    Raises:
+        UsageError: if a pair has no name or no equals sign.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--arg {pair!r}: write NAME=VALUE, such as hidden=64")
+        try:
+            arguments[name] = json.loads(text)
+        except ValueError:
+            arguments[name] = text
+    return arguments
+
+
+def name_inputs(shapes: Sequence[str], cls: type[nn.Module]) -> tuple[TensorSpec, ...]:
+    """Read the inputs of a model: a single one is called ``input``, several as ``forward`` calls them.
+
+    Args:
+        shapes: as :func:`dropserve.signature.parse_input` reads them, in the order of ``forward``.
+        cls: the model's class.
+
+    Raises:
+        UsageError: if a shape cannot be read.
+    """
+    names = ["input"]
+    if len(shapes) != 1:
+        names = [p.name for p in inspect.signature(cls.forward).parameters.values() if p.kind in _NAMED][1:]
+        names += [f"input_{place}" for place in range(len(names), len(shapes))]
+    return tuple(parse_input(shape, name=name) for name, shape in zip(names, shapes, strict=False))
+
+
+_NAMED = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 class ServedModel(nn.Module):

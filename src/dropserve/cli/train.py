@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from dropserve.project import Project
+from dropserve.stages import copy_stages
 
 if TYPE_CHECKING:
     from dropserve.manifest import RunManifest
@@ -105,3 +106,76 @@ def _near(path: Path) -> Path:
 
 def _say_next(console: Console, done: str, command: str) -> None:
     console.print(f"[green]{done}[/]; next: [bold]{command}[/]", highlight=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(help="FILE.py:CLASS or package.module:CLASS.", show_default=False)],
+    weights: Annotated[
+        Path, typer.Option(help="A safetensors file, or a torch checkpoint of tensors.", show_default=False)
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            help="Shape of one row: 16, or 1,28,28, or 7:int64, or L<=64,16. Once for each input.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name in the store; the class's by default.", show_default=False)
+    ] = None,
+    task: Annotated[
+        Literal["classification", "regression", "raw"] | None,
+        typer.Option(
+            help="What its outputs mean: raw, or classification if there are labels.", show_default=False
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the classes, a,b,c.", show_default=False)
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for the constructor; repeat it.", show_default=False),
+    ] = None,
+) -> None:
+    """Bring in a model trained elsewhere, and publish it as a run in model_store/."""
+    console = Console()
+    with console.status("building the model and loading its weights"):
+        from dropserve.model import parse_arguments  # noqa: PLC0415  # see _train
+        from dropserve.training.import_model import default_name, import_model  # noqa: PLC0415  # see _train
+
+        done = import_model(
+            Project(Path.cwd()).store,
+            model,
+            weights,
+            inputs,
+            name=name or default_name(model),
+            task=task or ("classification" if labels else "raw"),
+            labels=[label.strip() for label in labels.split(",")] if labels else (),
+            arguments=parse_arguments(arg or []),
+        )
+    manifest = done.run.manifest
+    inward, outward = (
+        "; ".join(map(str, specs)) for specs in (manifest.signature.inputs, manifest.signature.outputs)
+    )
+    console.print(f"{manifest.name}: {manifest.task}, {inward} -> {outward}", markup=False, highlight=False)
+    if done.prefix:
+        console.print(f"took {done.prefix!r} off the names of the weights", markup=False, highlight=False)
+    _say_next(console, f"published {_near(done.run.folder)}", f"dropserve export {manifest.name}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to put the stage folders.")] = Path(),
+) -> None:
+    """Copy the stage folders training/, export/ and serving/, to be edited; nothing is written over."""
+    console = Console()
+    copied = copy_stages(folder)
+    for name in copied.created:
+        console.print(f"created {folder / name}", markup=False, highlight=False)
+    for name in copied.kept:
+        console.print(f"kept    {folder / name}: it is there and differs", markup=False, highlight=False)
+    done = f"{len(copied.created)} created, {len(copied.unchanged)} already there, {len(copied.kept)} kept"
+    where = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    _say_next(console, done, f"{where}dropserve train training/recipes/digits.toml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dropserve.errors import ModelSourceError, RecipeError, UsageError
-from dropserve.training.problems import describe, did_you_mean, shown, with_overrides
+from dropserve.training.arguments import argument_problems
+from dropserve.training.problems import describe, with_overrides
 from dropserve.training.recipe import SOURCE_TASK, CsvData, DataTable, Recipe
-
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -138,42 +136,4 @@ def _model_problems(table: object, folder: Path) -> list[str]:
         return [f"model.class: {error}"]
     if not isinstance(arguments, dict):
         return []
-    try:
-        signature = inspect.signature(cls, eval_str=True)
-    except NameError:  # an annotation that is only imported for type checkers
-        signature = inspect.signature(cls)
-    return argument_problems(cls.__name__, signature, arguments)
-
-
-def argument_problems(
-    cls: str, signature: inspect.Signature, arguments: Mapping[str, Any], where: str = "model.arguments"
-) -> list[str]:
-    """What a constructor would refuse: unknown names, missing ones, plain types that differ."""
-    parameters = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
-    }
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    problems: list[str] = []
-    for name, value in arguments.items():
-        if name in parameters:
-            wanted = parameters[name].annotation
-            if wanted in _PLAIN and not _fits(value, wanted):
-                problems.append(f"{where}.{name}: got {shown(value)}; allowed: {_PLAIN[wanted]}")
-        elif not takes_any:
-            hint = did_you_mean(name, parameters)
-            allowed = ", ".join(parameters) or "none"
-            problems.append(
-                f"{where}.{name}: unknown argument, value {shown(value)}{hint}; {cls} takes: {allowed}"
-            )
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            problems.append(f"{where}.{name}: missing; {cls}{signature} needs it")
-    return problems
-
-
-def _fits(value: object, wanted: type) -> bool:
-    if isinstance(value, bool):
-        return wanted is bool
-    return isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
+    return argument_problems(cls, arguments, "model.arguments.")

@@ -26,7 +26,8 @@ from dropserve.training.recipe_file import RecipeFile
 from dropserve.training.run_folder import (
     RECIPE,
     VALIDATION,
-    write_example,
+    plain,
+    write_instances,
     write_json,
     write_source,
     write_weights,
@@ -129,7 +130,7 @@ def train(
         }
         held_out = {INPUT: table.features[split.validation], "target": table.target[split.validation]}
         np.savez(folder / VALIDATION, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
-        write_example(folder, held_out[INPUT][:1])
+        write_instances(folder, plain(held_out[INPUT][:1]))
         write_json(folder / RECIPE, recipe.resolved())
         write_learning_curve(prepared, fitted.curve, fitted.best, staging.folder)
         manifest = RunManifest(

@@ -45,9 +45,9 @@ def write_source(folder: Path, model: ModelClass, arguments: dict[str, Any]) -> 
     return SourceRecord(spec=model.spec, arguments=arguments, sha256=model.sha256, copy_file=copy)
 
 
-def write_example(folder: Path, rows: NDArray[Any]) -> None:
+def write_instances(folder: Path, instances: list[Any]) -> None:
     """A request body that any server of this model understands."""
-    (folder / EXAMPLE).write_text(json.dumps({"instances": plain(rows)}) + "\n", encoding="utf-8")
+    (folder / EXAMPLE).write_text(json.dumps({"instances": instances}) + "\n", encoding="utf-8")
 
 
 def plain(array: NDArray[Any]) -> Any:
