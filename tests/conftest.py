@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dropserve.manifest import SourceRecord, Task, VersionManifest
+from dropserve.serving import torchserve
+from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.runtime import free_ports
 from dropserve.signature import Signature, Site, TensorSpec
 from dropserve.store import MANIFEST, MANIFEST_HASH, Store, Stored, hash_folder, write_manifest
 
@@ -220,3 +225,38 @@ def embedding_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[Versio
         outputs=(TensorSpec(name="output", shape=(3,)),),
         example=4,
     )
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    mlp_version: Stored[VersionManifest],
+    embedding_version: Stored[VersionManifest],
+) -> Iterator[Deployment]:
+    """A real TorchServe with mlp, mlp-mc and words; ``server.url`` is where it answers."""
+    run_dir = tmp_path_factory.mktemp("server") / ".run"
+    stage = ROOT / "serving"
+    options = Options(
+        model_config=stage / "model-config.yaml",
+        properties=stage / "config.properties",
+        log_config=stage / "log4j2.xml",
+        port=free_ports(1)[0],
+    )
+    with no_java_on_path():
+        deployment = torchserve.start(run_dir, [mlp_version, embedding_version], options)
+    yield deployment
+    assert torchserve.stop(run_dir) is not None, "the server was gone before the tests ended"
+
+
+@contextmanager
+def no_java_on_path() -> Iterator[None]:
+    """As on a machine without Java: nothing of the system's is found."""
+    before = dict(os.environ)
+    folders = os.environ["PATH"].split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(f for f in folders if not (Path(f) / "java").exists())
+    os.environ.pop("JAVA_HOME", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

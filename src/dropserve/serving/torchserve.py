@@ -18,6 +18,7 @@ from dropserve.store import Stored
 PATIENCE = 180.0  # seconds until a server must answer
 _POLL = 0.05
 _GRACE = 15.0
+_started: list[subprocess.Popen[bytes]] = []  # kept, so that they are reaped and not mourned as leaks
 
 Tell = Callable[[State], None]
 
@@ -67,6 +68,7 @@ def start(
             stderr=log,
             start_new_session=True,  # the terminal's Ctrl-C and hang-up are not for it
         )
+    _started.append(process)
     try:
         _await(run_dir, process, patience, tell)
     except BaseException:
@@ -111,6 +113,7 @@ def stop(run_dir: Path) -> Deployment | None:
         state.frontend.end(_GRACE)  # where the supervisor was killed, not stopped
     state.deployment.remove()
     (run_dir / STATE).unlink(missing_ok=True)
+    _started[:] = [process for process in _started if process.poll() is None]
     return state.deployment
 
 

@@ -1,0 +1,108 @@
+"""Each row of docs/bad-input.md, sent to a real server: the page and the server cannot part."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text("utf-8")
+ROW = "[0, 0, 0, 0, 0, 0]"
+JSON = {"content-type": "application/json"}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "nothing": {"content": b""},
+    "the bytes ff fe": {"content": b"\xff\xfe"},
+    "100,000 opening brackets": {"content": b"[" * 100_000},
+    "one number of 400 digits": {"content": b'{"instances": [[' + b"9" * 400 + b", 0, 0, 0, 0, 0]]}"},
+    "300 rows with 1,000 samples": {
+        "content": json.dumps({"instances": [[0] * 6] * 300, "parameters": {"mc_samples": 1000}}).encode()
+    },
+    "a form": {"content": f'{{"instances": [{ROW}]}}'.encode(), "type": "application/x-www-form-urlencoded"},
+    "an upload": {"files": {"data": b"[1, 2]"}},
+    "GET": {"content": b"", "method": "GET"},
+    "7,000,000 blanks": {"content": b" " * 7_000_000},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    wrong: str
+    endpoint: str
+    body: str
+    status: int
+    error: str
+
+
+def cases() -> Iterator[Case]:
+    for line in PAGE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if len(cells) == 5 and cells[3].isdigit():
+            wrong, endpoint, body, status, error = cells
+            yield Case(wrong.strip(), endpoint, body, int(status), error.strip(" |"))
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=60, limits=httpx.Limits(max_connections=16)) as client:
+        yield client
+
+
+def send(http: httpx.Client, url: str, case: Case) -> httpx.Response:
+    address = f"{url}/predictions/{case.endpoint}"
+    if not case.body.startswith("*"):
+        return http.post(address, content=case.body.strip("`").encode(), headers=JSON)
+    how = SPECIAL[case.body.strip("*")]
+    if "files" in how:
+        return http.post(address, files=how["files"])
+    headers = {"content-type": how.get("type", "application/json")}
+    return http.request(how.get("method", "POST"), address, content=how["content"], headers=headers)
+
+
+def matches(text: str, pattern: str) -> bool:
+    """``...`` in the page stands for any text; nothing else is special."""
+    literal = re.sub(r"([*?\[])", r"[\1]", pattern.strip("`"))
+    return fnmatch.fnmatchcase(text, literal.replace("...", "*"))
+
+
+def test_the_page_has_its_rows() -> None:
+    assert len(CASES) > 45
+    assert len({case.body for case in CASES}) > 40
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.endpoint}: {case.wrong}" for case in CASES])
+def test_bad_input_gets_what_the_page_says(server: Any, http: httpx.Client, case: Case) -> None:
+    response = send(http, server.url, case)
+    assert response.status_code == case.status, response.text
+    if case.error == "*no body*":
+        assert not response.content
+        return
+    assert response.headers["content-type"] == "application/json"
+    document = response.json()
+    own = set(document) == {"error"}
+    assert own or set(document) == {"code", "type", "message"}
+    text = document["error" if own else "message"]
+    assert matches(text, case.error), text
+
+
+def test_good_requests_among_bad_ones_are_answered_as_if_alone(server: Any, http: httpx.Client) -> None:
+    """All at once on many connections, so that TorchServe mixes them into batches."""
+    good = [json.dumps({"instances": [[i / 10, -1, 0.25, 2, 0, 1]]}).encode() for i in range(40)]
+    url = f"{server.url}/predictions/mlp"
+    alone = [http.post(url, content=body, headers=JSON).content for body in good]
+    bad = [case for case in CASES if case.endpoint == "mlp" and case.status == 400]
+    with ThreadPoolExecutor(16) as pool:
+        refused = [pool.submit(send, http, server.url, case) for case in bad]
+        answers = list(pool.map(lambda body: http.post(url, content=body, headers=JSON).content, good))
+    assert answers == alone
+    assert [r.result().status_code for r in refused] == [400] * len(bad)
