@@ -122,3 +122,18 @@ def test_levels_and_schemes_out_of_range_are_refused():
         t_quantile(1.0, 5)
     with pytest.raises(UsageError, match="balanced, iid"):
         regression(np.ones((5, 1, 1)), scheme="sobol", block=10)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "balanced"])
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_a_row_has_the_same_bits_alone_and_among_others(scheme, classes):
+    values = np.random.default_rng(0).normal(size=(130, 9, classes))
+    together = regression(values, scheme=scheme, block=10)
+    alone = regression(values[:, 4:5], scheme=scheme, block=10)
+    for name in ("mean", "std", "standard_error"):
+        assert getattr(together, name)[4:5].tobytes() == getattr(alone, name).tobytes()
+    shares = softmax(values)
+    together = classification(shares, scheme=scheme, block=10)
+    alone = classification(shares[:, 4:5], scheme=scheme, block=10)
+    for name, value in vars(together).items():
+        assert value[4:5].tobytes() == getattr(alone, name).tobytes(), name

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from dropserve.dropout.axes import ROWS
 from dropserve.dropout.calls import DropoutCall
-from dropserve.dropout.examples import example_rows, variable_axes
+from dropserve.dropout.examples import example_rows
 from dropserve.dropout.masks import draw
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
 from dropserve.dropout.outputs import flatten_outputs
 from dropserve.dropout.record import random_state_kept
 from dropserve.dropout.sites import Plan, close, find_plan
 from dropserve.errors import BatchAxisError, UnmaskableError
-from dropserve.signature import Axis, Site, TensorSpec
+from dropserve.signature import Site, TensorSpec
 
 __all__ = ["MaskedProgram", "flatten_outputs", "masked_program"]
 
@@ -114,17 +114,6 @@ class MaskedProgram(nn.Module):
     def example(self, rows: int = 3) -> tuple[Tensor, ...]:
         """Arguments of ``forward`` for tracing: inputs and identity masks, variable axes at their maximum."""
         return (*example_rows(self.inputs, rows, self._examples), *self.identity_masks(rows))
-
-    def dynamic_shapes(self) -> tuple[tuple[dict[int, Any], ...], ...]:
-        """What ``torch.export`` and ``torch.onnx.export`` take as ``dynamic_shapes`` for ``forward``."""
-        batch = torch.export.Dim("batch")
-        dims = {axis: torch.export.Dim(axis.name, max=axis.maximum) for axis in variable_axes(self.inputs)}
-        return (
-            tuple(
-                {0: batch} | {d: dims[a] for d, a in enumerate(spec.shape, 1) if isinstance(a, Axis)}
-                for spec in (*self.inputs, *self._mask_specs)
-            ),
-        )
 
 
 class _Replay(DropoutMode):

@@ -113,9 +113,10 @@ class _Recorder(DropoutMode):
         return call.input if call.inplace or not call.active else call.input.clone()
 
     def on_other(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        before = torch.default_generator.get_state()
+        generator = kwargs.get("generator") or torch.default_generator
+        before = generator.get_state()
         result = func(*args, **kwargs)
-        if not torch.equal(before, torch.default_generator.get_state()):
+        if not torch.equal(before, generator.get_state()):
             name = getattr(func, "__name__", str(func))
             self.strays.append(Stray(f"{name}()", self.stack.top[0], code_place()))
         return result

@@ -109,9 +109,19 @@ def _train_mode(pristine: nn.Module) -> nn.Module:
     return model
 
 
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def _live_events(pristine: nn.Module, rows: Sequence[Tensor]) -> list[Event]:
     """The dropouts that are on in train mode, if they are all that is random there."""
-    first, second = (record(_train_mode(pristine), rows) for _ in range(2))
+    model = _train_mode(pristine)
+    before = {name: value.clone() for name, value in _tensors(model)}
+    first = record(model, rows)
+    for name, value in _tensors(model):  # buffers may move in train mode: that is no randomness
+        value.copy_(before[name])
+    second = record(model, rows)
     for stray in first.strays:
         module = f"module {stray.module!r}" if stray.module else "the model"
         raise UnmaskableError(

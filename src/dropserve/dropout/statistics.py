@@ -87,18 +87,19 @@ def classification(probabilities: ArrayLike, *, scheme: str, block: int) -> Clas
         UsageError: for fewer than two samples, a wrong number of axes, or an unknown scheme.
     """
     values = _samples(probabilities, scheme, "[T, B, C]")
-    mean = values.mean(axis=0)
+    mean = _mean(values)
     cross = _cross_entropy(values, mean)  # its mean over samples is the entropy of the mean
     own = entropy(values)
     divergence = cross - own  # of each sample from the mean; its mean is the mutual information
-    votes = np.stack([(values.argmax(-1) == k).mean(axis=0) for k in range(values.shape[-1])], axis=-1)
+    winners = values.argmax(axis=-1)
+    votes = np.stack([(winners == k).sum(axis=0) for k in range(values.shape[-1])], axis=-1)
     return ClassificationStatistics(
         mean=mean,
-        std=_std(values, mean, scheme),
+        std=_deviation(values, mean, len(values) - (scheme == "iid")),
         predictive_entropy=entropy(mean),
-        expected_entropy=own.mean(axis=0),
-        mutual_information=np.maximum(divergence.mean(axis=0), 0.0),
-        variation_ratio=1.0 - votes.max(axis=-1),
+        expected_entropy=_mean(own),
+        mutual_information=np.maximum(_mean(divergence), 0.0),
+        variation_ratio=1.0 - votes.max(axis=-1) / len(values),
         standard_error=standard_error(values, scheme=scheme, block=block),
         predictive_entropy_error=standard_error(cross, scheme=scheme, block=block),
         mutual_information_error=standard_error(divergence, scheme=scheme, block=block),
@@ -112,10 +113,10 @@ def regression(samples: ArrayLike, *, scheme: str, block: int) -> RegressionStat
         UsageError: for fewer than two samples, a wrong number of axes, or an unknown scheme.
     """
     values = _samples(samples, scheme, "[T, B, D]")
-    mean = values.mean(axis=0)
+    mean = _mean(values)
     return RegressionStatistics(
         mean=mean,
-        std=_std(values, mean, scheme),
+        std=_deviation(values, mean, len(values) - (scheme == "iid")),
         standard_error=standard_error(values, scheme=scheme, block=block),
     )
 
@@ -124,7 +125,8 @@ def block_means(samples: ArrayLike, block: int) -> Float:
     """Means over each whole block of samples [T // block, ...]; a last partial block is left out."""
     values = np.asarray(samples, dtype=np.float64)
     whole = values.shape[0] // block
-    return values[: whole * block].reshape(whole, block, *values.shape[1:]).mean(axis=1)
+    blocks = values[: whole * block].reshape(whole, block, *values.shape[1:])
+    return _mean(np.swapaxes(blocks, 0, 1))
 
 
 def standard_error(samples: ArrayLike, *, scheme: str, block: int) -> Float | None:
@@ -138,7 +140,7 @@ def standard_error(samples: ArrayLike, *, scheme: str, block: int) -> Float | No
     units = values if scheme == "iid" else block_means(values, block)
     if len(units) < (2 if scheme == "iid" else MINIMUM_BLOCKS):
         return None
-    return units.std(axis=0, ddof=1) / np.sqrt(len(units))
+    return _deviation(units, _mean(units), len(units) - 1) / np.sqrt(len(units))
 
 
 def half_width(samples: ArrayLike, *, scheme: str, block: int, level: float = 0.95) -> Float | None:
@@ -169,9 +171,24 @@ def _samples(values: ArrayLike, scheme: str, shape: str) -> Float:
     return array
 
 
-def _std(values: Float, mean: Float, scheme: str) -> Float:
-    count = len(values) - (scheme == "iid")
-    return np.sqrt(np.square(values - mean).sum(axis=0) / count)
+def _deviation(values: Float, mean: Float, count: int) -> Float:
+    return np.sqrt(_total(np.square(values - mean)) / count)
+
+
+def _mean(values: Float) -> Float:
+    return _total(values) / len(values)
+
+
+def _total(values: Float) -> Float:
+    """The sum over axis 0, one sample after the other.
+
+    Left to itself numpy adds a lone column pairwise and several columns in order, so that a row would get
+    other bits alone than among others.
+    """
+    columns = np.ascontiguousarray(values).reshape(len(values), -1)
+    lone = columns.shape[1] == 1
+    total = (np.repeat(columns, 2, axis=1) if lone else columns).sum(axis=0)
+    return (total[:1] if lone else total).reshape(values.shape[1:])
 
 
 def _cross_entropy(probabilities: Float, reference: Float) -> Float:
