@@ -75,7 +75,7 @@ class Asking:
             self._refuse(path.rpartition("/")[2], response)
         try:
             return read_answer(response.json())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServerError(
                 f"{self.url} answered, but not as dropserve does ({error}): {response.text[:200]}"
             ) from error

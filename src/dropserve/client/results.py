@@ -80,7 +80,7 @@ def read_answer(document: Mapping[str, Any]) -> Answer:
     """Turn a V1 answer into types. A newer server may say more than this client knows.
 
     Raises:
-        KeyError, TypeError: if it is no such answer.
+        KeyError, TypeError, AttributeError: if it is no such answer.
     """
     predictions = tuple(_prediction(entry) for entry in document["predictions"])
     return Answer(predictions, document.get("parameters", {}))

@@ -1,0 +1,161 @@
+"""The client: typed answers, and errors that say what to do; a real server and a wicked one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import dropserve
+from dropserve.client import AsyncClient, Client, default_url
+from dropserve.errors import RequestError, ServerError, UsageError
+from dropserve.serving.runtime import free_ports
+
+ROW = [0.5, -1.0, 0.25, 2.0, 0.0, 1.0]
+
+
+def test_the_package_offers_its_clients_without_importing_them() -> None:
+    assert dropserve.Client is Client
+    assert dropserve.AsyncClient is AsyncClient
+    assert set(dropserve.__all__) == {"AsyncClient", "Client"}
+    with pytest.raises(AttributeError, match="Server"):
+        _ = dropserve.Server  # type: ignore[attr-defined]  # there is none
+    code = (
+        "import sys, dropserve; assert 'httpx' not in sys.modules;"
+        "dropserve.Client; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_real_server_answers_in_types(server: Any) -> None:
+    with Client(server.url) as client:
+        (plain,) = client.predict("mlp", [ROW])
+        again = client.predict("mlp", np.array([ROW, ROW]))
+        doubtful = client.predict("mlp", [ROW], mc=True, samples=60, seed=7, scheme="iid")
+        by_name = client.predict("mlp-mc", [{"input": ROW}], samples=60, seed=7, scheme="iid")
+        words = client.predict("words", np.array([1, 2]))
+    assert plain.label in "abcd"
+    assert plain.probabilities is not None
+    assert sum(plain.probabilities.values()) == pytest.approx(1)
+    assert plain.uncertainty is None
+    assert list(again) == [plain, plain]
+    assert doubtful == by_name
+    assert doubtful.parameters == {"mc_samples": 60, "mc_seed": 7, "mc_scheme": "iid"}
+    doubt = doubtful[0].uncertainty
+    assert doubt is not None
+    assert doubt.predictive_entropy is not None
+    assert doubt.predictive_entropy > 0
+    assert set(doubt.standard_deviation) == set("abcd")
+    assert words[1].outputs == {"output": [6, 7, 8]}
+
+
+def test_async_answers_the_same(server: Any) -> None:
+    async def several() -> list[Any]:
+        async with AsyncClient(server.url) as client:
+            asked = (client.predict("mlp", [ROW], mc=True, seed=seed) for seed in (1, 2, 1))
+            return await asyncio.gather(*asked)
+
+    first, second, third = asyncio.run(several())
+    assert first == third != second
+    with Client(server.url) as client:
+        assert client.predict("mlp", [ROW], mc=True, seed=1) == first
+
+
+def test_the_servers_refusal_is_told_in_its_words(server: Any) -> None:
+    with Client(server.url) as client:
+        with pytest.raises(RequestError, match="instance 0 has 2 numbers; expected 6 numbers") as caught:
+            client.predict("mlp", [[1, 2]])
+        assert caught.value.status == 400
+        with pytest.raises(ServerError, match=r"serves no nobody.*dropserve serve nobody"):
+            client.predict("nobody", [ROW])
+        with pytest.raises(ServerError, match="serves no words-mc: its model has no dropout"):
+            client.predict("words", [1], mc=True)
+
+
+def test_nobody_at_home() -> None:
+    with (
+        Client(f"http://127.0.0.1:{free_ports(1)[0]}") as client,
+        pytest.raises(ServerError, match=r"nothing answers at .*Start a server with: dropserve serve"),
+    ):
+        client.predict("mlp", [ROW])
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://[", "127.0.0.1:8080"])
+def test_addresses_that_are_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPSERVE_PORT", str(free_ports(1)[0]))
+    with pytest.raises((ServerError, UsageError)), Client(url) as client:
+        client.predict("mlp", [ROW])
+
+
+@pytest.mark.parametrize(
+    ("instances", "options", "expected"),
+    [
+        ([[float("nan")]], {}, "finite numbers"),
+        ([[object()]], {}, "object is not a number"),
+        ([ROW], {"samples": 5}, "mc_samples: only Monte Carlo takes settings; add mc=True"),
+    ],
+)
+def test_what_cannot_be_sent_is_not_sent(instances: Any, options: dict[str, Any], expected: str) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(UsageError, match=expected):
+        client.predict("mlp", instances, **options)
+
+
+def wicked(answer: Callable[[int], httpx.Response]) -> tuple[httpx.MockTransport, list[httpx.Request]]:
+    seen: list[httpx.Request] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return answer(len(seen))
+
+    return httpx.MockTransport(reply), seen
+
+
+GOOD = {"predictions": [{"label": "a", "probabilities": {"a": 1.0}, "novelty": 1}]}
+
+
+def test_a_busy_server_is_asked_again_and_no_other() -> None:
+    transport, seen = wicked(lambda n: httpx.Response(503 if n < 3 else 200, json=GOOD))
+    with Client(transport=transport) as client:
+        assert client.predict("m", [[1]])[0].label == "a"
+    assert len(seen) == 3
+    transport, seen = wicked(lambda _: httpx.Response(503, json={"message": "too busy"}))
+    with Client(transport=transport, retries=1) as client, pytest.raises(ServerError, match="503: too busy"):
+        client.predict("m", [[1]])
+    assert len(seen) == 2
+    transport, seen = wicked(lambda _: httpx.Response(500, text="oops"))
+    with Client(transport=transport) as client, pytest.raises(ServerError, match="500: oops"):
+        client.predict("m", [[1]])
+    assert len(seen) == 1, "a request that broke the model once is not sent twice"
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"predictions": 5}', b'{"predictions": [1]}', b"null"]
+)
+def test_an_answer_that_is_none_of_ours(body: bytes) -> None:
+    transport, _ = wicked(lambda _: httpx.Response(200, content=body))
+    with Client(transport=transport) as client, pytest.raises(ServerError, match="not as dropserve does"):
+        client.predict("m", [[1]])
+
+
+def test_requests_are_what_the_protocol_says() -> None:
+    transport, seen = wicked(lambda _: httpx.Response(200, json=GOOD))
+    with Client("http://host:1/", transport=transport) as client:
+        client.predict("a b", np.float32([[1, 2]]), mc=True, seed=3)
+    (request,) = seen
+    assert str(request.url) == "http://host:1/predictions/a%20b-mc"
+    assert json.loads(request.content) == {"instances": [[1.0, 2.0]], "parameters": {"mc_seed": 3}}
+    assert request.headers["content-type"] == "application/json"
+
+
+def test_the_port_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DROPSERVE_PORT", raising=False)
+    assert default_url() == "http://127.0.0.1:8080"
+    monkeypatch.setenv("DROPSERVE_PORT", "99")
+    assert default_url() == "http://127.0.0.1:99"
