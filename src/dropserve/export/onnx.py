@@ -17,8 +17,8 @@ from dropserve.dropout.mode import no_fused_attention
 from dropserve.errors import ExportError
 from dropserve.signature import Axis, TensorSpec
 
+from .exportable import TRANSLATIONS, Exportable
 from .quiet import cause, quiet
-from .recurrent import TRANSLATIONS, WholeLayers
 
 Array = NDArray[Any]
 Level = Literal["disabled", "basic", "extended", "layout", "all"]
@@ -90,7 +90,7 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in [*program.parameters(), *program.buffers()])
     if size > _LIMIT:
         raise ExportError(f"the weights are {size / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
-    with quiet(), torch.no_grad(), no_fused_attention(), WholeLayers():
+    with quiet(), torch.no_grad(), no_fused_attention(), Exportable():
         try:
             exported = torch.onnx.export(
                 program,

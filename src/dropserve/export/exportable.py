@@ -1,8 +1,8 @@
-"""Recurrent layers of any length for the ONNX exporter.
+"""Forms of torch's functions that the ONNX exporter can write for any length.
 
 ``torch.export`` follows ``torch.lstm`` into a loop over the steps of the example, so the length is baked in.
-As operators of our own, whose shapes we declare, the layers stay whole, and the exporter turns each into
-ONNX's LSTM, GRU or RNN.
+As operators of our own, whose shapes we declare, recurrent layers stay whole, and the exporter turns each
+into ONNX's LSTM, GRU or RNN. Attention is written for four axes only: fewer are filled up.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_gru, aten_lstm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 op: Any = opset18  # its stubs know tensors alone; the exporter's graph builder takes numbers too
 
 
-class WholeLayers(TorchFunctionMode):
-    """Calls recurrent layers as operators that an exporter does not open."""
+class Exportable(TorchFunctionMode):
+    """Puts what a model calls into forms that the exporter can write."""
 
     def __torch_function__(
         self,
@@ -29,11 +29,28 @@ class WholeLayers(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and args and args[0].dim() < 4:
+            return _attention(*args, **(kwargs or {}))
         whole = _WHOLE.get(func)
         packed = len(args) > 3 and not isinstance(args[3], bool)  # the overload for packed sequences
         if whole is None or packed or kwargs:
             return func(*args, **(kwargs or {}))
         return whole(*args)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention on [..., L, E] with an axis for heads put in: [B, 1, L, E]."""
+    missing = 4 - query.dim()
+
+    def four(tensor: Any) -> Any:
+        short = isinstance(tensor, Tensor) and tensor.dim() >= 2
+        return tensor[(slice(None),) * (tensor.dim() - 2) + (None,) * missing] if short else tensor
+
+    given = [four(part) for part in (query, key, value, *args)]
+    result = nn.functional.scaled_dot_product_attention(
+        *given, **{name: four(part) for name, part in kwargs.items()}
+    )
+    return result.flatten(query.dim() - 2, query.dim() - 2 + missing)
 
 
 @torch.library.custom_op("dropserve::lstm", mutates_args=())

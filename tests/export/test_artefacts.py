@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from dropserve.dropout.engine import MonteCarlo, Settings
+from dropserve.dropout.masks import draw
+from dropserve.errors import ExportError
+from dropserve.export.artefacts import Artefacts, build, output_specs
+from dropserve.export.onnx import OnnxProgram
+from dropserve.export.settings import ExportSettings
+from dropserve.export.subject import Subject
+from dropserve.signature import Axis, TensorSpec, parse_input
+
+L = Axis(name="L", maximum=6)
+
+
+class Calls(nn.Module):
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.linear, self.call = nn.Linear(4, 3), call
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.call(self.linear, *tensors)
+
+
+def test_graphs_carry_the_names_of_the_signature_and_a_free_batch(built: tuple[Subject, Artefacts]) -> None:
+    subject, artefacts = built
+    inputs = [spec.name for spec in subject.inputs]
+    outputs = [spec.name for spec in artefacts.signature.outputs]
+    masks = [spec.name for spec in artefacts.masks]
+    assert masks == list(artefacts.program.mask_names)  # type: ignore[union-attr]
+    wanted = {"model.onnx", "model.ts", "masked.onnx", "masked.ts", "head.onnx", "trunk.onnx"}
+    assert set(artefacts.paths) == wanted, "each of these models has work before its first dropout"
+    graphs = {name: onnx.load(path).graph for name, path in artefacts.paths.items() if name.endswith(".onnx")}
+    given = {name: [value.name for value in graph.input] for name, graph in graphs.items()}
+    taken = {name: [value.name for value in graph.output] for name, graph in graphs.items()}
+    assert given["model.onnx"] == given["trunk.onnx"] == inputs
+    assert given["masked.onnx"] == [*inputs, *masks]
+    assert given["head.onnx"] == [*taken["trunk.onnx"], *masks]
+    assert taken["model.onnx"] == taken["masked.onnx"] == taken["head.onnx"] == outputs
+    for graph in graphs.values():
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch", value.name
+
+
+def test_head_and_masks_against_a_loop_written_by_hand(built_mlp: tuple[Subject, Artefacts]) -> None:
+    subject, artefacts = built_mlp
+    first, second, third = (subject.module.get_submodule(f"layers.{i}") for i in (0, 3, 6))
+    settings = Settings(samples=13, seed=5)
+    masks = {name: torch.tensor(a) for name, a in draw(artefacts.sites, 13, seed=5).items()}
+    x = subject.batch(4)["input"]
+    with torch.no_grad():
+        loop = torch.stack(
+            [
+                third((second(first(x).relu() * masks["mask_0"][t]).relu()) * masks["mask_1"][t])
+                for t in range(13)
+            ]
+        )
+    head, trunk = OnnxProgram(artefacts.paths["head.onnx"]), OnnxProgram(artefacts.paths["trunk.onnx"])
+    got = MonteCarlo(artefacts.sites, head, trunk).samples({"input": x.numpy()}, settings)["output"]
+    np.testing.assert_allclose(got, loop.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "spec", "expected"),
+    [
+        (lambda n, x: n(x), "4", ["output: float32[3]"]),
+        (lambda n, x: (n(x), x.argmax(1)), "4", ["output_0: float32[3]", "output_1: int64[]"]),
+        (lambda n, x: {"a": n(x), "b": n(x) > 0}, "L<=6,4", ["a: float32[L<=6,3]", "b: bool[L<=6,3]"]),
+        (lambda n, x: n(x).repeat(1, 2, 1), "L<=6,4", ["output: float32[output_1<=12,3]"]),
+        (lambda n, x: n(x)[:, 1:], "L<=6,4", ["output: float32[output_1<=5,3]"]),
+        (lambda n, x: n(x).sum(1), "L<=6,4", ["output: float32[3]"]),
+    ],
+)
+def test_outputs_are_described_by_running_the_model(call: Any, spec: str, expected: list[str]) -> None:
+    subject = Subject("net", Calls(call), (parse_input(spec),))
+    assert [str(output) for output in output_specs(subject)] == expected
+
+
+@pytest.mark.parametrize(
+    "call", [lambda n, x: n(x).sum(), lambda n, x: n(x).T, lambda n, x: n(x).mean(0, keepdim=True)]
+)
+def test_an_output_without_the_batch_on_axis_0_is_refused(call: Any) -> None:
+    subject = Subject("net", Calls(call), (parse_input("4"),))
+    with pytest.raises(ExportError, match=r"expected the rows on axis 0\. Transpose or pick it"):
+        output_specs(subject)
+
+
+def test_without_dropout_there_are_no_masked_graphs(tmp_path: Path) -> None:
+    subject = Subject("net", Calls(lambda n, x: n(x)).eval(), (parse_input("4"),))
+    artefacts = build(subject, tmp_path, ExportSettings())
+    assert (artefacts.sites, artefacts.program, artefacts.masks) == ((), None, ())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.ts"]
+
+
+def test_only_what_is_wanted_is_written(tmp_path: Path) -> None:
+    subject = Subject("net", nn.Sequential(nn.Linear(4, 3), nn.Dropout()).eval(), (parse_input("4"),))
+    artefacts = build(subject, tmp_path, ExportSettings(formats=("onnx",)), monte_carlo=False)
+    assert set(artefacts.paths) == {"model.onnx"}
+    assert artefacts.sites == ()
+
+
+def test_a_decision_on_values_is_refused_with_the_line(tmp_path: Path) -> None:
+    def call(n: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return n(x) if x.sum() > 0 else -n(x)
+
+    subject = Subject("net", Calls(call).eval(), (parse_input("4"),))
+    with pytest.raises(ExportError, match=r"(?s)cannot be exported to ONNX.*test_artefacts\.py:\d+"):
+        build(subject, tmp_path, ExportSettings())
+
+
+def test_the_traced_batch_is_no_other_size_of_the_inputs(tmp_path: Path) -> None:
+    # With 3 rows of 3 features, a transposed input would have gone unnoticed.
+    spec = (TensorSpec(name="input", shape=(3, 4, L)),)
+    seen: list[int] = []
+
+    def call(n: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.shape[0])
+        return n(x.mean(3)).sum(1)
+
+    build(Subject("net", Calls(call).eval(), spec), tmp_path, ExportSettings(formats=("onnx",)))
+    assert 5 in seen
+
+
+def test_real_rows_shorter_than_the_greatest_length_do_not_shorten_the_graph(tmp_path: Path) -> None:
+    spec = (TensorSpec(name="input", shape=(L, 4)),)
+    rows = {"input": np.random.default_rng(0).normal(size=(5, 2, 4)).astype(np.float32)}
+    net = Calls(lambda n, x: n(x).sum(1)).eval()
+    artefacts = build(Subject("net", net, spec, rows), tmp_path, ExportSettings(formats=("onnx",)))
+    x = torch.randn(2, 6, 4)
+    got = OnnxProgram(artefacts.paths["model.onnx"])({"input": x.numpy()})["output"]
+    np.testing.assert_allclose(got, net(x).detach().numpy(), atol=1e-5)

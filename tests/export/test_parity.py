@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from dropserve.errors import ExportError
+from dropserve.export.artefacts import Artefacts, build
+from dropserve.export.parity import parity, parity_checks
+from dropserve.export.settings import ExportSettings
+from dropserve.export.subject import Subject
+from dropserve.manifest import CheckRecord
+from dropserve.signature import parse_input
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def test_every_model_agrees_with_its_graphs(built: tuple[Subject, Artefacts]) -> None:
+    subject, artefacts = built
+    report = parity(subject, artefacts, ExportSettings())
+    assert [check.name for check in report.checks] == [
+        "parity.torchscript",
+        "parity.onnx",
+        "parity.round-trip",
+        "parity.masked.torchscript",
+        "parity.masked.onnx",
+        "parity.masked.identity",
+        "parity.trunk",
+    ]
+    assert [check for check in report.checks if check.verdict != "passed"] == []
+    assert all(figures["runs"] > 0 for figures in report.figures.values())
+    assert all(report.figures[name]["max"] < 1e-5 for name in report.figures)
+
+
+def edited(artefacts: Artefacts, folder: Path, name: str, edit: Edit) -> Artefacts:
+    """The same artefacts, one graph changed."""
+    paths = {key: Path(shutil.copy(path, folder)) for key, path in artefacts.paths.items()}
+    model = onnx.load(paths[name])
+    edit(model)
+    onnx.save(model, paths[name])
+    return dataclasses.replace(artefacts, folder=folder, paths=paths)
+
+
+def failed(checks: list[CheckRecord]) -> dict[str, CheckRecord]:
+    return {check.name: check for check in checks if check.verdict == "failed"}
+
+
+def nudge(amount: float) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        bias = next(t for t in model.graph.initializer if t.name.endswith("6.bias"))
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values[1] += amount
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+
+    return edit
+
+
+def test_a_difference_just_above_the_tolerance_is_found_and_one_below_is_not(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path
+) -> None:
+    subject, artefacts = built_mlp
+    with torch.no_grad():
+        scale = max(float(subject.module(*subject.batch(n).values()).abs().max()) for n in (1, 2, 3, 17))
+    for factor, wrong in ((3.0, {"parity.onnx", "parity.round-trip"}), (0.3, set())):
+        changed = edited(artefacts, tmp_path, "model.onnx", nudge(factor * 1e-5 * scale))
+        assert set(failed(parity_checks(subject, changed, ExportSettings()))) == wrong
+
+
+def test_a_failure_names_graph_inputs_batch_row_and_values(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path
+) -> None:
+    subject, artefacts = built_mlp
+    changed = edited(artefacts, tmp_path, "model.onnx", nudge(0.25))
+    report = parity(subject, changed, ExportSettings())
+    found = failed(report.checks)["parity.onnx"]
+    for part in (
+        "difference: output 'output' differs by",
+        "onnxruntime disabled",
+        "inputs random",
+        "batch 1",
+    ):
+        assert part in found.evidence
+    assert "; row 0: expected [" in found.evidence
+    assert "checks.toml" in found.remedy
+    worst = report.figures["parity.onnx"]["worst"]
+    assert worst["got"][1] - worst["expected"][1] == pytest.approx(0.25, abs=1e-5)
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if "output" in n.output)
+    node.output[0] = model.graph.output[0].name = "logits"
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+
+
+def to_double(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if "output" in n.output)
+    node.output[0] = "single"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["single"], ["output"], to=onnx.TensorProto.DOUBLE))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
+def lose_an_axis(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if "output" in n.output)
+    node.output[0] = "wide"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis_1"))
+    mean = onnx.helper.make_node("ReduceMean", ["wide", "axis_1"], ["output"], keepdims=0)
+    model.graph.node.append(mean)
+    del model.graph.output[0].type.tensor_type.shape.dim[1]
+
+
+def divide_by_zero(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if "output" in n.output)
+    node.output[0] = "fine"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["fine", "zero"], ["nothing"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["nothing", "zero"], ["output"]))
+
+
+def not_a_graph(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "NoSuchOperator"
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (rename_output, "missing output"),
+        (fix_batch, "error"),
+        (to_double, "wrong dtype"),
+        (lose_an_axis, "wrong shape"),
+        (divide_by_zero, "NaN"),
+        (not_a_graph, "error"),
+    ],
+)
+def test_each_kind_of_failure_has_its_class(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path, edit: Edit, problem: str
+) -> None:
+    subject, artefacts = built_mlp
+    found = failed(parity_checks(subject, edited(artefacts, tmp_path, "model.onnx", edit), ExportSettings()))
+    assert set(found) == {"parity.onnx", "parity.round-trip"}
+    assert found["parity.onnx"].evidence.startswith(f"{problem}:")
+    assert found["parity.onnx"].remedy
+
+
+def ignore_second_mask(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "mask_1":
+                node.input[index] = "mask_0"  # of the same shape: the first mask twice
+
+
+@pytest.mark.parametrize(
+    ("file", "check"), [("masked.onnx", "parity.masked.onnx"), ("head.onnx", "parity.trunk")]
+)
+def test_masks_that_do_not_reach_their_site_are_found(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path, file: str, check: str
+) -> None:
+    subject, artefacts = built_mlp
+    changed = edited(artefacts, tmp_path, file, ignore_second_mask)
+    assert set(failed(parity_checks(subject, changed, ExportSettings()))) == {check}
+
+
+def test_masked_graphs_that_do_not_reduce_to_the_model_are_found(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path
+) -> None:
+    subject, artefacts = built_mlp
+    changed = edited(artefacts, tmp_path, "masked.onnx", nudge(0.01))
+    assert set(failed(parity_checks(subject, changed, ExportSettings()))) == {
+        "parity.masked.onnx",
+        "parity.masked.identity",
+    }
+
+
+def test_a_waived_failure_stays_visible(built_mlp: tuple[Subject, Artefacts], tmp_path: Path) -> None:
+    subject, artefacts = built_mlp
+    changed = edited(artefacts, tmp_path, "model.onnx", nudge(0.25))
+    checks = parity_checks(subject, changed, ExportSettings(waive=("parity.onnx",)))
+    verdicts = {check.name: check.verdict for check in checks}
+    assert verdicts["parity.onnx"] == "waived"
+    assert verdicts["parity.round-trip"] == "failed"
+    assert verdicts["parity.torchscript"] == "passed"
+
+
+class Sqrt(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sqrt()
+
+
+def test_nan_on_real_rows_fails_and_beyond_them_only_if_the_graph_differs(tmp_path: Path) -> None:
+    positive = {"input": np.random.default_rng(0).uniform(1, 2, size=(20, 4)).astype(np.float32)}
+    subject = Subject("sqrt", Sqrt().eval(), (parse_input("4"),), positive)
+    artefacts = build(subject, tmp_path, ExportSettings())
+    assert failed(parity_checks(subject, artefacts, ExportSettings())) == {}, "large values go below zero"
+    negative = dataclasses.replace(subject, rows={"input": -positive["input"]})
+    found = failed(parity_checks(negative, artefacts, ExportSettings()))
+    assert all(check.evidence.startswith("NaN:") for check in found.values())
+    assert "parity.onnx" in found
+
+
+def test_a_model_that_fails_on_its_own_rows_is_an_error(tmp_path: Path) -> None:
+    subject = Subject("net", nn.Linear(4, 2).eval(), (parse_input("4"),))
+    artefacts = build(subject, tmp_path, ExportSettings())
+    broken = dataclasses.replace(subject, module=nn.Linear(5, 2).eval())
+    with pytest.raises(ExportError, match="the model fails on 1 rows"):
+        parity_checks(broken, artefacts, ExportSettings())
+
+
+class Steep(nn.Module):
+    """A softmax over hugely scaled inputs: float32 itself is far from 1e-5 on large values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.linear(x) * 30).softmax(-1) @ self.linear.weight
+
+
+def test_a_steep_model_is_not_held_to_more_than_float32_can_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    subject = Subject("steep", Steep().eval(), (parse_input("16"),))
+    artefacts = build(subject, tmp_path, ExportSettings())
+    assert failed(parity_checks(subject, artefacts, ExportSettings(tolerance=1e-4))) == {}
