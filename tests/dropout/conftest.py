@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import nn
 
+from dropserve.dropout.program import masked_program
 from dropserve.signature import TensorSpec, parse_input
 
 
@@ -126,8 +127,9 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=NETWORKS, scope="session")
 def network(request):
+    """Shared: tests do not change it."""
     build, shape, sites = NETWORKS[request.param]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -137,3 +139,8 @@ def network(request):
                 part.running_mean.normal_()
                 part.running_var.uniform_(0.5, 2)
     return Network(module.eval(), (parse_input(shape),), sites)
+
+
+@pytest.fixture(scope="session")
+def program(network):
+    return masked_program(network.module, network.inputs)

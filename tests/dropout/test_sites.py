@@ -1,5 +1,6 @@
 """Sites: all of them, by name, and an error for all that is random and is none."""
 
+import copy
 import random
 
 import numpy as np
@@ -267,8 +268,7 @@ def test_power_iteration_in_train_mode_is_no_randomness():
 
 
 def test_nothing_of_the_user_s_is_changed(network):
-    module = network.module
-    module.train()
+    module = copy.deepcopy(network.module).train()
     flags = [part.training for part in module.modules()]
     state = {name: value.clone() for name, value in module.state_dict().items()}
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
