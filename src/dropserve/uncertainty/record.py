@@ -35,6 +35,7 @@ class Calibration:
         precision: regression: the noise of each target; empty for a heteroscedastic head.
         scaling: regression: of the total standard deviation.
         intervals: regression.
+        band: regression by ``cqr``: the central interval that is adjusted, in parts per thousand.
     """
 
     assumes: Assumptions
@@ -45,6 +46,7 @@ class Calibration:
     precision: tuple[Precision, ...] = ()
     scaling: VarianceScaling | None = None
     intervals: ConformalRegressor | None = None
+    band: int | None = None
     format: Literal[1] = FORMAT
 
     def to_json(self) -> dict[str, JsonValue]:

@@ -1,0 +1,130 @@
+"""What calibration adds to Monte Carlo answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dropserve.dropout.statistics import ClassificationStatistics
+from dropserve.errors import UsageError
+from dropserve.uncertainty.checks import Bool, Float
+from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, row_uniforms
+from dropserve.uncertainty.intervals import ConformalRegressor
+from dropserve.uncertainty.ood import OodThreshold, scores
+from dropserve.uncertainty.record import Calibration
+from dropserve.uncertainty.regression import central_interval, spread
+
+
+@dataclass(frozen=True)
+class CalibratedClasses:
+    """Calibrated answers to B rows.
+
+    Attributes:
+        probabilities: at the calibrated temperature [B, C].
+        nonconformity: score of each class [B, C]; a set holds those up to a threshold.
+        strangeness: out-of-distribution score [B].
+        conformal: gives the threshold.
+        ood: the threshold of ``strangeness``.
+    """
+
+    probabilities: Float
+    nonconformity: Float
+    strangeness: Float
+    conformal: ConformalClassifier
+    ood: OodThreshold
+
+    def sets(self, coverage: int) -> Bool:
+        """Which classes each row's set holds [B, C], at a coverage in parts per thousand."""
+        return self.nonconformity <= self.conformal.quantiles.at(coverage)
+
+    @property
+    def out_of_distribution(self) -> Bool:
+        """Whether each row looks unlike the data of calibration [B]."""
+        return self.ood.flags(self.strangeness)
+
+
+@dataclass(frozen=True)
+class CalibratedValues:
+    """Calibrated answers to B rows and D targets, in the unit of the target.
+
+    Attributes:
+        epistemic: standard deviation [B, D]: what more data would take away.
+        aleatoric: standard deviation of the noise [B, D].
+        total: calibrated standard deviation [B, D]: both together, times the factor that made it honest.
+        first: means, or lower ends of the band [B, D].
+        second: deviations by which intervals are scaled, or upper ends of the band [B, D].
+        conformal: makes intervals of these two.
+    """
+
+    epistemic: Float
+    aleatoric: Float
+    total: Float
+    first: Float
+    second: Float
+    conformal: ConformalRegressor
+
+    def intervals(self, coverage: int) -> tuple[Float, Float]:
+        """Lower and upper ends [B, D], infinite where calibration had too few rows."""
+        return self.conformal.intervals(self.first, self.second, coverage)
+
+
+def calibrated_classes(
+    calibration: Calibration,
+    logits: ArrayLike,
+    statistics: ClassificationStatistics,
+    inputs: Mapping[str, NDArray[Any]],
+    seed: int,
+) -> CalibratedClasses:
+    """Apply a classifier's calibration.
+
+    Args:
+        calibration: of the version.
+        logits: [T, B, C].
+        statistics: of the same samples, uncalibrated.
+        inputs: for the name of each input [B, ...].
+        seed: of the query.
+
+    Raises:
+        UsageError: if the calibration is of a regressor.
+    """
+    c = calibration
+    if c.temperature is None or c.sets is None or c.ood is None:
+        raise UsageError("this calibration is not a classifier's; export the model again")
+    uniforms = None if c.sets.method == "lac" else row_uniforms(inputs, seed)
+    return CalibratedClasses(
+        probabilities=c.temperature.probabilities(logits),
+        nonconformity=class_scores(
+            statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
+        ),
+        strangeness=scores(statistics, logits)[c.ood.score],
+        conformal=c.sets,
+        ood=c.ood,
+    )
+
+
+def calibrated_values(calibration: Calibration, samples: ArrayLike, *, block: int) -> CalibratedValues:
+    """Apply a regressor's calibration.
+
+    Args:
+        calibration: of the version.
+        samples: [T, B, D].
+        block: block size of their masks.
+
+    Raises:
+        UsageError: if the calibration is of a classifier.
+    """
+    c = calibration
+    if not c.precision or c.scaling is None or c.intervals is None:
+        raise UsageError("this calibration is not a regressor's; export the model again")
+    noise = np.array([p.variance for p in c.precision])
+    found = spread(samples, noise, scheme=c.assumes.scheme, block=block)
+    first, second = found.mean, found.total
+    if c.band is not None:
+        first, second = central_interval(samples, noise, c.band / 1000)
+    return CalibratedValues(
+        found.epistemic, found.aleatoric, c.scaling.std(found.total), first, second, c.intervals
+    )
