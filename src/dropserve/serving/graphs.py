@@ -16,6 +16,7 @@ from dropserve.serving.query import Array
 
 Backend = Literal["onnx", "torchscript"]
 BACKENDS: tuple[Backend, ...] = ("onnx", "torchscript")
+_CHUNK_ROWS = 1024  # rows of one run: bounds the memory of activations
 
 
 class Graph(Protocol):
@@ -29,28 +30,27 @@ class Graph(Protocol):
 
 
 class OnnxGraph:
-    """A graph in onnxruntime.
+    """A graph in onnxruntime, on one thread: on several, some operators round by where the work was cut.
+
+    More threads are more calls side by side (``dropout.rows``).
 
     Args:
         path: the ``.onnx`` file.
-        threads: threads of one operator. Given always: left alone, onnxruntime takes every core in every
-            worker process.
 
     Raises:
         MissingExtraError: if onnxruntime is not installed.
         ServerError: if onnxruntime refuses the file.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             import onnxruntime as ort  # noqa: PLC0415  # a TorchScript host has none
         except ModuleNotFoundError as error:
             raise MissingExtraError("onnxruntime", "serve") from error
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # a request that it refuses raises here; stderr need not hear of it
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -96,11 +96,18 @@ class TorchScriptGraph:
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph."""
-        tensors = [self._torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names]
+        rows = len(feeds[self.input_names[0]])
+        parts = [self._run(feeds, first) for first in range(0, rows, _CHUNK_ROWS)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+
+    def _run(self, feeds: Mapping[str, Array], first: int) -> dict[str, Array]:
+        chunk = (feeds[name][first : first + _CHUNK_ROWS] for name in self.input_names)
+        tensors = [self._torch.from_numpy(np.ascontiguousarray(array)) for array in chunk]
         with self._torch.inference_mode():
             result = self._module(*tensors)
-        flat = _flatten(result)
-        return {name: tensor.numpy() for name, tensor in zip(self._outputs, flat, strict=True)}
+        return {name: t.numpy() for name, t in zip(self._outputs, _flatten(result), strict=True)}
 
 
 def _flatten(result: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dropserve.dropout.engine import MonteCarlo
+from dropserve.dropout.rows import Program, Steady
 from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.graphs import Backend, Graph, OnnxGraph, TorchScriptGraph
@@ -17,7 +18,7 @@ class GraphFiles:
     Args:
         version: a verified version, or an unpacked archive with one endpoint's files.
         backend: which of the files to load.
-        threads: threads of one operator.
+        threads: cores for it: threads of a call in TorchScript, calls side by side in onnxruntime.
     """
 
     def __init__(self, version: Stored[VersionManifest], backend: Backend, threads: int) -> None:
@@ -25,9 +26,12 @@ class GraphFiles:
         self._backend: Backend = backend
         self._threads = threads
 
-    def plain(self) -> Graph | None:
+    def plain(self) -> Program | None:
         """The deterministic graph."""
-        return self._load("model", self._inputs())
+        graph = self._load("model", self._inputs())
+        if graph is None or self._backend != "onnx":
+            return graph  # TorchScript runs on several threads, and keeps to rounding
+        return Steady(graph, workers=self._threads)
 
     def monte_carlo(self) -> MonteCarlo | None:
         """The masked graph: trunk and head in ONNX, one undivided graph in TorchScript."""
@@ -45,6 +49,8 @@ class GraphFiles:
             trunk,
             head_inputs=[name for name in head.input_names if name not in masks],
             specs=manifest.signature.inputs,
+            workers=self._threads if self._backend == "onnx" else 1,
+            steady=self._backend == "onnx",
         )
 
     def none_found(self) -> ServerError:
@@ -64,6 +70,6 @@ class GraphFiles:
             return None
         path = self._version.path(file)
         if self._backend == "onnx":
-            return OnnxGraph(path, self._threads)
+            return OnnxGraph(path)
         outputs = [spec.name for spec in self._version.manifest.signature.outputs]
         return TorchScriptGraph(path, self._threads, inputs, outputs)

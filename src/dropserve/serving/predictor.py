@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dropserve.dropout.rows import run_padded
 from dropserve.errors import NotInStoreError, RequestError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving.graphs import Backend, Graph
+from dropserve.serving.graphs import Backend
 from dropserve.serving.instances import read_instances
 from dropserve.serving.loading import GraphFiles
 from dropserve.serving.outcome import (
@@ -24,7 +23,6 @@ from dropserve.serving.query import Answer, Array, Float, Query
 from dropserve.store import Stored
 
 EXAMPLE = "example.json"
-_CHUNK_ROWS = 1024  # rows of one deterministic run: bounds the memory of activations
 _GROUP_NUMBERS = 2**24  # numbers that the samples of one Monte Carlo run may hold
 
 
@@ -32,13 +30,13 @@ class Predictor:
     """A loaded version.
 
     Rows of all deterministic requests share one run, and so do the rows of all Monte Carlo requests with
-    equal settings. Neither changes an answer: runs are padded to whole quanta of rows (``dropout.rows``),
-    and statistics are taken row by row.
+    equal settings. Neither changes an answer: on onnxruntime to the last bit (``dropout.rows``), on
+    TorchScript to rounding.
 
     Args:
         version: its folder may be the store's, or an unpacked archive that holds one endpoint's files.
         backend: ``onnx`` or ``torchscript``.
-        threads: threads of one operator: cores / workers.
+        threads: cores for this process: cores / workers.
 
     Attributes:
         manifest: the version's.
@@ -146,14 +144,7 @@ class Predictor:
     def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Float]:
         if self._plain is None:
             raise ServerError(f"{self.manifest.name} has no deterministic graph here")
-        graph: Graph = self._plain
-        rows = len(next(iter(inputs.values())))
-        parts = [
-            run_padded(graph, {name: array[first : first + _CHUNK_ROWS] for name, array in inputs.items()})
-            for first in range(0, rows, _CHUNK_ROWS)
-        ]
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return plain_values(outputs, self.manifest.task)
+        return plain_values(self._plain(dict(inputs)), self.manifest.task)
 
 
 def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
