@@ -204,7 +204,9 @@ def _tile(array: Array, times: int) -> Array:
 
 
 def _repeat(array: Array, times: int) -> Array:
-    return array if times == 1 else np.repeat(array, times, axis=0)
+    return np.repeat(
+        array, times, axis=0
+    )  # a copy even once: cached masks are read-only, torch warns of that
 
 
 def _whole(value: object) -> bool:
