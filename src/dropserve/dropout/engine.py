@@ -6,7 +6,7 @@ reaches) runs once on the B rows; its outputs are tiled, and the head runs on ch
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ from dropserve.dropout.rows import (
 )
 from dropserve.errors import UsageError
 from dropserve.signature import Axis, Site, TensorSpec
+
+CHUNK_ELEMENTS = 2**19  # 2 MiB of float32: what is fed stays in the cache of a core
+_KEPT_ELEMENTS = 2**22  # of the last masks, kept ready beside the cache of draws
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class MonteCarlo:
         *,
         head_inputs: Collection[str] | None = None,
         specs: Sequence[TensorSpec] = (),
-        chunk_elements: int = 2**22,
+        chunk_elements: int = CHUNK_ELEMENTS,
         workers: int = 1,
         steady: bool = True,
     ) -> None:
@@ -99,6 +102,8 @@ class MonteCarlo:
         self._specs = tuple(specs)
         self._chunk_elements = chunk_elements
         self._workers = workers
+        self._variable = any(isinstance(axis, Axis) for site in self.sites for axis in site.shape)
+        self._last_masks: tuple[object, dict[str, NDArray[np.float32]]] = None, {}
         self._steady_head = Steady(head) if steady else None
         self._steady_trunk = Steady(trunk, workers=workers) if steady and trunk is not None else trunk
 
@@ -128,7 +133,6 @@ class MonteCarlo:
         if self._head_inputs is not None:
             fixed = {name: array for name, array in fixed.items() if name in self._head_inputs}
         quantum = 1 if self._steady_head is None else self._steady_head.quantum({**fixed, **masks})
-        results: dict[str, Array] = {}
 
         def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
             some, these = chunk
@@ -138,21 +142,22 @@ class MonteCarlo:
             return some, these, run_padded(self._head, fed, max(1, quantum))
 
         chunks = self._chunks(rows, settings.samples, {**fixed, **masks}, quantum)
-        for some, these, found in side_by_side(run, chunks, self._workers):
-            for name, array in found.items():
-                if name not in results:
-                    shape = (settings.samples, rows, *array.shape[1:])
-                    results[name] = np.empty(shape, array.dtype)
-                results[name][some, these] = array.reshape(-1, these.stop - these.start, *array.shape[1:])
-        return results
+        parts = side_by_side(run, chunks, self._workers)
+        return {name: _assembled(name, parts, settings.samples, rows) for name in parts[0][2]}
 
     def _masks(self, inputs: Arrays, settings: Settings) -> dict[str, NDArray[np.float32]]:
+        lengths = axis_lengths(inputs, self._specs) if self._variable else {}
+        key, masks = self._last_masks
+        if key != (settings, lengths):
+            masks = self._drawn(settings, lengths)
+            if sum(mask.size for mask in masks.values()) <= _KEPT_ELEMENTS:
+                self._last_masks = (settings, lengths), masks  # one assignment: threads see old or new
+        return masks
+
+    def _drawn(self, settings: Settings, lengths: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
         s = settings
         masks = draw(self.sites, s.samples, seed=s.seed, scheme=s.scheme, rate=s.rate)
-        if not any(isinstance(axis, Axis) for site in self.sites for axis in site.shape):
-            return masks
-        lengths = axis_lengths(inputs, self._specs)
-        for site in self.sites:
+        for site in self.sites if lengths else ():
             cut = tuple(slice(lengths[a.name] if isinstance(a, Axis) else a) for a in site.shape)
             for name in (site.scale, site.shift):
                 if name is not None:
@@ -189,6 +194,19 @@ def axis_lengths(inputs: Arrays, specs: Sequence[TensorSpec]) -> dict[str, int]:
                     f"the same ({lengths.get(axis.name, size)}) wherever the name appears"
                 )
     return lengths
+
+
+def _assembled(
+    name: str, parts: Sequence[tuple[slice, slice, dict[str, Array]]], samples: int, rows: int
+) -> Array:
+    """One output [T, B, ...] from the chunks [t * b, ...]."""
+    first = parts[0][2][name]
+    if len(parts) == 1:
+        return first.reshape(samples, rows, *first.shape[1:])
+    whole = np.empty((samples, rows, *first.shape[1:]), first.dtype)
+    for some, these, found in parts:
+        whole[some, these] = found[name].reshape(-1, these.stop - these.start, *first.shape[1:])
+    return whole
 
 
 def _rows(inputs: Arrays) -> int:
