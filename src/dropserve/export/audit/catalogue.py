@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .control import data_dependent_control_flow
+from .exported import exported_program
 from .forwards import finite_outputs, forward_runs, outputs_are_batched
+from .graphs import (
+    onnx_random_operators,
+    onnx_random_operators_optimised,
+    onnx_repeated_runs,
+    torchscript_mode_switch,
+    torchscript_random_operators,
+)
 from .history import call_history, clock_independence, gradient_mode, repeated_forwards
+from .masks import dropout_sites, every_site_acts, identity_masks, mean_of_samples, samples_differ
 from .modes import modules_in_eval
+from .oracle import training_dropout
 from .outcome import Examination, Outcome
 from .randomness import (
     numpy_random_state,
@@ -72,7 +82,28 @@ EAGER: tuple[Check, ...] = (
     Check("saved-weights-complete", "eager", saved_weights_complete, needs=_OUTPUTS),
 )
 
-CHECKS: tuple[Check, ...] = EAGER
+_SOUND = ("forward-runs", "outputs-are-batched", "random-operators", "repeated-forwards")
+_SITES = (*_SOUND, "dropout-sites")
+
+GRAPH: tuple[Check, ...] = (
+    Check("exported-program-random-operators", "graph", exported_program),
+    Check("onnx-random-operators", "graph", onnx_random_operators),
+    Check("onnx-random-operators-optimised", "graph", onnx_random_operators_optimised),
+    Check("onnx-repeated-runs", "graph", onnx_repeated_runs),
+    Check("torchscript-random-operators", "graph", torchscript_random_operators),
+    Check("torchscript-mode-switch", "graph", torchscript_mode_switch),
+)
+
+CONVERSE: tuple[Check, ...] = (
+    Check("dropout-sites", "converse", dropout_sites, needs=_SOUND),
+    Check("identity-masks", "converse", identity_masks, needs=_SITES),
+    Check("every-site-acts", "converse", every_site_acts, needs=_SITES),
+    Check("samples-differ", "converse", samples_differ, needs=(*_SITES, "every-site-acts")),
+    Check("mean-of-samples", "converse", mean_of_samples, needs=_SITES),
+    Check("matches-training-dropout", "converse", training_dropout, needs=_SITES),
+)
+
+CHECKS: tuple[Check, ...] = (*EAGER, *GRAPH, *CONVERSE)
 """All checks."""
 
 NAMES: tuple[str, ...] = tuple(check.name for check in CHECKS)

@@ -34,11 +34,8 @@ def is_random(operator: Any, arguments: Sequence[Any], keywords: Mapping[str, An
 
 
 def uses_batch_statistics(operator: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether this call normalises by the statistics of its batch (or of its instances)."""
-    if "norm" not in operator.name():
-        return False
-    values = _bind(operator, arguments, keywords)
-    return values.get("training") is True or values.get("use_input_stats") is True
+    """Whether this call normalises by the statistics of its batch."""
+    return "batch_norm" in operator.name() and _bind(operator, arguments, keywords).get("training") is True
 
 
 def find_operator(name: str, overload: str) -> Any:

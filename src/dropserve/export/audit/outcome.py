@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from dropserve.dropout.program import MaskedProgram, masked_program
+from dropserve.errors import DropoutError
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
 
@@ -58,6 +60,7 @@ class Examination:
         settings: tolerances, batch sizes and waivers.
         artefacts: the exported graphs, once they are built.
         fresh: a copy of the model from before its first forward; None where it cannot be copied.
+        refusal: why masks cannot replace the model's randomness; set with ``program``.
         rebuild: makes the model again from its constructor and saved weights.
     """
 
@@ -67,6 +70,7 @@ class Examination:
     rebuild: Callable[[], nn.Module] | None = None
     probe: Probe = field(init=False)
     fresh: nn.Module | None = field(init=False)
+    refusal: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.probe = Probe(self.subject)
@@ -85,6 +89,22 @@ class Examination:
     def trace(self) -> Trace:
         """The operators that one forward of that batch runs."""
         return record(self.probe, self.inputs)
+
+    @cached_property
+    def program(self) -> MaskedProgram | None:
+        """The masked program; None without sites, or where ``refusal`` says why it cannot be made."""
+        if self.artefacts is not None and self.artefacts.program is not None:
+            return self.artefacts.program
+        examples = self.subject.batch(BATCH, seed=1) if self.subject.rows is not None else None
+        try:
+            program = masked_program(self.subject.module, self.subject.inputs, examples)
+        except DropoutError as error:
+            self.refusal = str(error)
+            return None
+        except Exception as error:  # noqa: BLE001  # a model that no mask can be put into may break anything
+            self.refusal = f"{type(error).__name__}: {error}"
+            return None
+        return program if program.sites else None
 
     def unused(self) -> Probe:
         """The model as it was before its first forward; the used one where it cannot be copied."""
