@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,7 +51,7 @@ def train(
 
 def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
     project = Project(Path.cwd())
-    with console.status("reading recipe, data and model"):
+    with console.status("reading recipe, data and model"), _uninterrupted():
         # Imported here: torch and Lightning take seconds, and other commands need neither.
         from dropserve.training.find_recipe import find_recipe  # noqa: PLC0415
         from dropserve.training.recipe_file import load_recipe  # noqa: PLC0415
@@ -59,6 +62,7 @@ def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
         from dropserve.training.progress import EpochBar  # noqa: PLC0415
         from dropserve.training.run import prepare, train  # noqa: PLC0415
 
+    with console.status("trying the model on a small batch"):
         prepared = prepare(file)
     console.print(_summary(prepared), highlight=False)
     for advice in prepared.advice:
@@ -70,6 +74,19 @@ def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
         run, fitted = train(prepared, project.store, bar)
     console.print(_results(run, fitted))
     _say_next(console, f"published {_near(run.folder)}", f"dropserve export {run.manifest.name}")
+
+
+@contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Keep Ctrl-C waiting: an exception in the middle of torch's own initialisation aborts the process."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _summary(prepared: Prepared) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from dropserve.training.curve import score_name
 from dropserve.training.learner import Epoch
@@ -23,10 +23,9 @@ class EpochBar:
     def __init__(self, epochs: int, task: str, console: Console) -> None:
         self._score = score_name(task)
         self._best: Epoch | None = None
+        self._epochs = epochs
         self._progress = Progress(
-            TextColumn("epoch"),
-            BarColumn(bar_width=14),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[numbers]}"),
             console=console,
         )
@@ -50,7 +49,7 @@ class EpochBar:
         if self._best is None or row.validation_loss < self._best.validation_loss:
             self._best = row
         numbers = (
-            f"loss {row.train_loss:.3f}, validation {row.validation_loss:.3f}, "
-            f"{self._score} {row.score:.4g}, best epoch {self._best.number}"
+            f"epoch {row.number}/{self._epochs}, loss {row.train_loss:.3f}, "
+            f"validation {row.validation_loss:.3f}, {self._score} {row.score:.4g}, best {self._best.number}"
         )
         self._progress.update(self._task, completed=row.number, numbers=numbers)

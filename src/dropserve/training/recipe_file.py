@@ -88,7 +88,7 @@ def _data_problems(content: Mapping[str, Any], folder: Path) -> list[str]:
     task = content.get("task")
     needed = SOURCE_TASK.get(data.source)
     problems: list[str] = []
-    if needed and task in {"classification", "regression"} and task != needed:
+    if needed and task in ("classification", "regression") and task != needed:
         problems.append(f"task: got {task!r}; data.source = {data.source!r} is for {needed!r}")
     if isinstance(data, CsvData):
         file = folder / data.file

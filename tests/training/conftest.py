@@ -1,0 +1,40 @@
+"""Recipes and models small enough to train in a blink."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropserve.project import packaged_stages
+
+MODELS = packaged_stages() / "training/models.py"
+
+RECIPE: dict[str, Any] = {
+    "name": "small",
+    "task": "classification",
+    "model": {
+        "class": f"{MODELS}:MLP",
+        "arguments": {"inputs": 4, "outputs": 3, "hidden": [16], "dropout": 0.3},
+    },
+    "data": {"source": "iris"},
+    "training": {"epochs": 8, "batch_size": 16, "patience": 0},
+    "optimiser": {"learning_rate": 0.01},
+}
+
+Change = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def recipe() -> dict[str, Any]:
+    """The content of a good recipe, to be changed at will."""
+    return copy.deepcopy(RECIPE)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """Where a recipe would stand."""
+    return tmp_path / "recipe.toml"
