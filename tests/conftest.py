@@ -16,6 +16,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import JsonValue
 
 from dropserve.manifest import SourceRecord, Task, VersionManifest
 from dropserve.serving import torchserve
@@ -133,6 +134,7 @@ def publish(
     labels: tuple[str, ...] = (),
     sites: tuple[Site, ...] = (),
     example: object = (0.5, -1.0, 0.25, 2.0, 0.0, 1.0),
+    calibration: dict[str, JsonValue] | None = None,
 ) -> Stored[VersionManifest]:
     """Publish a version with these graph files, an example and both archives, as export does."""
     with store.staging(name, VersionManifest) as staging:
@@ -145,6 +147,7 @@ def publish(
             version=staging.number,
             run="by-hand",
             sites=sites,
+            calibration=calibration,
         )
         for file, content in files.items():
             (staging.folder / file).write_bytes(content)

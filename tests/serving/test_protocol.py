@@ -99,7 +99,9 @@ DOCUMENTS = JSON | st.fixed_dictionaries(
     {"instances": JSON | st.lists(ROWS | JSON | st.fixed_dictionaries({"input": ROWS}), max_size=4)},
     optional={
         "parameters": JSON
-        | st.dictionaries(st.sampled_from(["mc_samples", "mc_seed", "mc_scheme"]), JSON | st.integers(-3, 99))
+        | st.dictionaries(
+            st.sampled_from(["mc_samples", "mc_seed", "mc_scheme", "mc_coverage"]), JSON | st.integers(-3, 99)
+        )
     },
 )
 BODIES = st.binary(max_size=50) | DOCUMENTS.map(

@@ -8,7 +8,7 @@ from dropserve.dropout.engine import Settings
 from dropserve.dropout.statistics import softmax
 from dropserve.errors import UsageError
 from dropserve.signature import Site
-from dropserve.uncertainty.calibration import Assumptions, Temperature, VarianceScaling, log_mean_softmax
+from dropserve.uncertainty.calibration import Assumptions, Temperature, VarianceScaling
 from dropserve.uncertainty.metrics import ece, nll
 
 SITE = Site(name="drop", kind="dropout", p=0.5, shape=(4,), scale="drop_scale")
@@ -49,9 +49,9 @@ def test_temperature_acts_on_every_sample_and_not_on_their_mean():
     assert np.allclose(found.sum(1), 1)
 
 
-def test_log_probabilities_survive_where_probabilities_underflow():
+def test_the_likelihood_survives_where_probabilities_underflow():
     logits = np.array([[[0.0, -2000.0]], [[0.0, -3000.0]]])
-    assert log_mean_softmax(logits)[0, 1] == pytest.approx(-2000 - np.log(2))
+    assert Temperature.fit(logits, np.array([1])).nll_before == pytest.approx(2000 + np.log(2))
 
 
 def test_it_never_makes_the_likelihood_worse_and_says_when_it_ran_into_an_end():

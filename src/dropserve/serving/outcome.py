@@ -17,7 +17,8 @@ from dropserve.dropout.statistics import (
 )
 from dropserve.errors import RequestError
 from dropserve.manifest import Task
-from dropserve.serving.query import Array, Float
+from dropserve.serving.calibrated import Calibrator
+from dropserve.serving.query import Array, Calibrated, Float
 
 Statistics = ClassificationStatistics | RegressionStatistics
 
@@ -31,9 +32,13 @@ def plain_values(outputs: Mapping[str, Array], task: Task) -> dict[str, Float]:
 
 
 def monte_carlo_values(
-    engine: MonteCarlo, inputs: Mapping[str, Array], settings: Settings, task: Task
-) -> tuple[dict[str, Float], dict[str, Statistics]]:
-    """Means [B, ...] over samples, and the statistics of each output."""
+    engine: MonteCarlo,
+    inputs: Mapping[str, Array],
+    settings: Settings,
+    task: Task,
+    calibrator: Calibrator,
+) -> tuple[dict[str, Float], dict[str, Statistics], Calibrated | None]:
+    """Means [B, ...] over samples, the statistics of each output, and what calibration adds to the one."""
     rows = len(next(iter(inputs.values())))
     # A reduction over samples of a lone number takes numpy's pairwise path and rounds otherwise than one
     # over several rows, so a lone row is given a companion.
@@ -41,12 +46,15 @@ def monte_carlo_values(
     block = engine.block(settings)
     values: dict[str, Float] = {}
     statistics: dict[str, Statistics] = {}
+    calibrated: Calibrated | None = None
     for name, samples in engine.samples(padded, settings).items():
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
             found = _statistics(samples, settings.scheme, block, task)
         values[name] = found.mean[:rows].reshape(rows, *samples.shape[2:])
         statistics[name] = take_rows(found, slice(0, rows))
-    return values, statistics
+        if task != "raw" and (added := calibrator.apply(samples, found, padded, settings)) is not None:
+            calibrated = added.take(slice(0, rows))
+    return values, statistics, calibrated
 
 
 def _statistics(samples: Array, scheme: str, block: int, task: Task) -> Statistics:

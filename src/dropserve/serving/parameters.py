@@ -11,8 +11,9 @@ from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.errors import RequestError, UsageError
 from dropserve.serving.instances import describe, quote
+from dropserve.serving.query import COVERAGE
 
-NAMES = ("mc_samples", "mc_seed", "mc_scheme")
+NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage")
 PREFIX = "mc_"
 SUFFIX = "-mc"
 _MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
@@ -68,6 +69,15 @@ def read_settings(parameters: Mapping[str, Any], limits: Limits) -> Settings:
     return Settings(samples=samples, seed=seed, scheme=scheme)
 
 
+def read_coverage(parameters: Mapping[str, Any]) -> int:
+    """How often sets and intervals shall hold the truth, in parts per thousand.
+
+    Raises:
+        RequestError: for a value out of range.
+    """
+    return _whole(parameters, "mc_coverage", COVERAGE, 1, 999)
+
+
 def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> None:
     """Refuse a request that would hold a worker for too long.
 
@@ -91,9 +101,14 @@ def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> N
         )
 
 
-def effective(settings: Settings) -> dict[str, int | str]:
+def effective(settings: Settings, coverage: int = COVERAGE) -> dict[str, int | str]:
     """The settings as they are echoed."""
-    return {"mc_samples": settings.samples, "mc_seed": settings.seed, "mc_scheme": settings.scheme}
+    return {
+        "mc_samples": settings.samples,
+        "mc_seed": settings.seed,
+        "mc_scheme": settings.scheme,
+        "mc_coverage": coverage,
+    }
 
 
 def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dropserve.errors import NotInStoreError, RequestError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
+from dropserve.serving.calibrated import Calibrator
 from dropserve.serving.graphs import Backend
 from dropserve.serving.instances import read_instances
 from dropserve.serving.loading import GraphFiles
@@ -19,7 +20,7 @@ from dropserve.serving.outcome import (
     refuse_overflow,
     take_rows,
 )
-from dropserve.serving.query import Answer, Array, Float, Query
+from dropserve.serving.query import Answer, Array, Calibrated, Float, Query
 from dropserve.store import Stored
 
 EXAMPLE = "example.json"
@@ -45,6 +46,7 @@ class Predictor:
 
     Raises:
         ServerError: if no graph is there for this backend, or one cannot be loaded.
+        CorruptStoreError: if the calibration is of another format.
         MissingExtraError: if the backend's library is not installed.
     """
 
@@ -56,6 +58,7 @@ class Predictor:
         files = GraphFiles(version, backend, threads)
         self._plain = files.plain()
         self._monte_carlo = files.monte_carlo()
+        self._calibrator = Calibrator(version.manifest)
         self.has_plain = self._plain is not None
         self.has_monte_carlo = self._monte_carlo is not None
         if not (self.has_plain or self.has_monte_carlo):
@@ -122,12 +125,16 @@ class Predictor:
         inputs = {name: np.concatenate([query.inputs[name] for query in queries]) for name in names}
         settings = queries[0].settings
         statistics: Mapping[str, Statistics] | None = None
+        calibrated: Calibrated | None = None
+        reason = None if settings is None else self._calibrator.reason(settings)
         if settings is None:
             values = self._run_plain(inputs)
         elif self._monte_carlo is None:
             raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
         else:
-            values, statistics = monte_carlo_values(self._monte_carlo, inputs, settings, self.manifest.task)
+            values, statistics, calibrated = monte_carlo_values(
+                self._monte_carlo, inputs, settings, self.manifest.task, self._calibrator
+            )
         first = 0
         for query in queries:
             rows = slice(first, first + query.rows)
@@ -139,7 +146,7 @@ class Predictor:
                 yield error
                 continue
             cut = statistics and {name: take_rows(s, rows) for name, s in statistics.items()}
-            yield Answer(own, cut, settings)
+            yield Answer(own, cut, settings, calibrated and calibrated.take(rows), reason, query.coverage)
 
     def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Float]:
         if self._plain is None:

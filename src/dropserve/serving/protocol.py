@@ -13,7 +13,7 @@ from dropserve.errors import RequestError, ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1
 from dropserve.serving.instances import describe, describe_request
-from dropserve.serving.parameters import PREFIX, SUFFIX, Limits, check_size, read_settings
+from dropserve.serving.parameters import PREFIX, SUFFIX, Limits, check_size, read_coverage, read_settings
 from dropserve.serving.query import Answer, Array, Query
 
 JSON = "application/json"
@@ -96,7 +96,7 @@ class Codec:
             if asked:
                 raise RequestError(self._refuse_settings(next(iter(asked))), reason="parameters")
             return Query(inputs)
-        query = Query(inputs, read_settings(asked, self._limits))
+        query = Query(inputs, read_settings(asked, self._limits), read_coverage(asked))
         assert query.settings is not None  # noqa: S101  # for the type checker
         check_size(query.settings, query.rows, self._numbers, self._limits)
         return query

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from dropserve.dropout.engine import Settings
 from dropserve.dropout.statistics import ClassificationStatistics, RegressionStatistics
+from dropserve.uncertainty.answers import CalibratedClasses, CalibratedValues
 
 Array = NDArray[np.generic]
 Float = NDArray[np.float64]
+Calibrated = CalibratedClasses | CalibratedValues
+COVERAGE = 900
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Query:
     Attributes:
         inputs: for the name of each input, its rows [B, ...] in the dtype of the signature.
         settings: Monte Carlo settings; None asks for the deterministic answer.
+        coverage: how often sets and intervals shall hold the truth, in parts per thousand.
     """
 
     inputs: Mapping[str, Array]
     settings: Settings | None = None
+    coverage: int = COVERAGE
 
     @property
     def rows(self) -> int:
@@ -43,8 +48,14 @@ class Answer:
         statistics: Monte Carlo statistics by output, None otherwise. Those of an output whose rows are not
             vectors have its rows flattened: [B, D].
         settings: the effective Monte Carlo settings.
+        calibrated: what calibration adds to a Monte Carlo answer; None if it does not apply.
+        uncalibrated: why it does not, in words.
+        coverage: of sets and intervals, in parts per thousand.
     """
 
     values: Mapping[str, Float]
     statistics: Mapping[str, ClassificationStatistics | RegressionStatistics] | None = None
     settings: Settings | None = None
+    calibrated: Calibrated | None = None
+    uncalibrated: str | None = None
+    coverage: int = COVERAGE

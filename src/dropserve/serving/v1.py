@@ -11,6 +11,7 @@ from dropserve.manifest import VersionManifest
 from dropserve.serving.instances import describe, describe_request, quote, read_instances
 from dropserve.serving.parameters import NAMES, effective
 from dropserve.serving.query import Answer, Array, Float
+from dropserve.serving.v1_calibrated import calibration_of, rows_of
 
 _KEYS = ("instances", "parameters")
 
@@ -43,8 +44,8 @@ def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> 
     """The document that answers a request.
 
     Classification: ``label`` and ``probabilities`` by label. Regression: ``value``, a number or a list.
-    Any other task: ``outputs`` by name. Monte Carlo adds ``uncertainty`` to each prediction, and the
-    effective settings as ``parameters``.
+    Any other task: ``outputs`` by name. Monte Carlo adds ``uncertainty`` and ``calibrated`` to each
+    prediction, what that rests on as ``calibration``, and the effective settings as ``parameters``.
     """
     if manifest.task == "classification":
         predictions = _classes(answer, labels)
@@ -54,7 +55,10 @@ def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> 
         predictions = _outputs(answer)
     document: dict[str, Any] = {"predictions": list(predictions)}
     if answer.settings is not None:
-        document["parameters"] = effective(answer.settings)
+        for prediction, found in zip(document["predictions"], rows_of(answer, labels), strict=True):
+            prediction["calibrated"] = found
+        document["calibration"] = calibration_of(answer)
+        document["parameters"] = effective(answer.settings, answer.coverage)
     return document
 
 

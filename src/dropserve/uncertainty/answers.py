@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float
 from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, row_uniforms
 from dropserve.uncertainty.intervals import ConformalRegressor
-from dropserve.uncertainty.ood import OodThreshold, scores
+from dropserve.uncertainty.ood import OodThreshold, score
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, spread
 
@@ -46,6 +46,15 @@ class CalibratedClasses:
         """Whether each row looks unlike the data of calibration [B]."""
         return self.ood.flags(self.strangeness)
 
+    def take(self, rows: slice) -> CalibratedClasses:
+        """The answers to some of the rows."""
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            nonconformity=self.nonconformity[rows],
+            strangeness=self.strangeness[rows],
+        )
+
 
 @dataclass(frozen=True)
 class CalibratedValues:
@@ -70,6 +79,17 @@ class CalibratedValues:
     def intervals(self, coverage: int) -> tuple[Float, Float]:
         """Lower and upper ends [B, D], infinite where calibration had too few rows."""
         return self.conformal.intervals(self.first, self.second, coverage)
+
+    def take(self, rows: slice) -> CalibratedValues:
+        """The answers to some of the rows."""
+        return replace(
+            self,
+            epistemic=self.epistemic[rows],
+            aleatoric=self.aleatoric[rows],
+            total=self.total[rows],
+            first=self.first[rows],
+            second=self.second[rows],
+        )
 
 
 def calibrated_classes(
@@ -100,7 +120,7 @@ def calibrated_classes(
         nonconformity=class_scores(
             statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
         ),
-        strangeness=scores(statistics, logits)[c.ood.score],
+        strangeness=score(c.ood.score, statistics, logits),
         conformal=c.sets,
         ood=c.ood,
     )

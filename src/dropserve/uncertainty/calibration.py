@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import site_rates
+from dropserve.dropout.statistics import softmax
 from dropserve.errors import UsageError
 from dropserve.signature import Site
 from dropserve.uncertainty.checks import Float, Whole, as_float, as_labels
@@ -97,27 +98,15 @@ class Temperature:
 
     def probabilities(self, logits: ArrayLike) -> Float:
         """Calibrated mean probabilities [B, C] of logits [T, B, C]."""
-        return np.exp(log_mean_softmax(as_float(logits, "[T, B, C]"), self.value))
-
-
-def log_mean_softmax(logits: Float, temperature: float = 1.0) -> Float:
-    """Log of the mean over T of softmax(logits / temperature), [B, C]; nothing underflows."""
-    return _log_mean(_log_softmax(logits, temperature))
-
-
-def _log_softmax(logits: Float, temperature: float) -> Float:
-    scaled = (logits - logits.max(axis=2, keepdims=True)) / temperature
-    return scaled - np.log(np.exp(scaled).sum(axis=2, keepdims=True))
-
-
-def _log_mean(logs: Float) -> Float:
-    top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).mean(axis=0))
+        return softmax(as_float(logits, "[T, B, C]") / self.value).mean(axis=0)
 
 
 def _log_likelihood(logits: Float, labels: Whole, temperature: float) -> float:
-    own = _log_softmax(logits, temperature)[:, np.arange(len(labels)), labels]
-    return float(_log_mean(own).mean())
+    """Mean over rows of the log of the mean probability, in logs throughout: nothing underflows."""
+    scaled = (logits - logits.max(axis=2, keepdims=True)) / temperature
+    logs = scaled[:, np.arange(len(labels)), labels] - np.log(np.exp(scaled).sum(axis=2))
+    top = logs.max(axis=0)
+    return float((top + np.log(np.exp(logs - top).mean(axis=0))).mean())
 
 
 @dataclass(frozen=True)

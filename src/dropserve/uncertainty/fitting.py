@@ -16,7 +16,8 @@ from dropserve.uncertainty.calibration import Assumptions, Temperature, Variance
 from dropserve.uncertainty.checks import as_float
 from dropserve.uncertainty.conformal import ConformalClassifier, Method, row_uniforms
 from dropserve.uncertainty.intervals import ConformalRegressor, IntervalMethod
-from dropserve.uncertainty.ood import OodThreshold, scores
+from dropserve.uncertainty.ood import OodThreshold
+from dropserve.uncertainty.ood import score as ood_score
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, fit_precision, spread
 
@@ -60,7 +61,7 @@ def calibrate_classifier(
         rows=values.shape[1],
         temperature=Temperature.fit(values, labels),
         sets=ConformalClassifier.fit(statistics.mean, labels, method=method, uniforms=uniforms),
-        ood=OodThreshold.fit(scores(statistics, values)[score], score=score, false_alarms=false_alarms),
+        ood=OodThreshold.fit(ood_score(score, statistics, values), score=score, false_alarms=false_alarms),
     )
 
 

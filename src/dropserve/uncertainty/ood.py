@@ -19,6 +19,11 @@ from dropserve.uncertainty.ranking import auroc, fpr_at_tpr
 SCORES = ("max_probability", "predictive_entropy", "mutual_information", "energy")
 
 
+def score(name: str, statistics: ClassificationStatistics, logits: ArrayLike | None = None) -> Float:
+    """One of the scores [B]; see :func:`scores`."""
+    return scores(statistics, logits if name == "energy" else None)[name]
+
+
 def scores(statistics: ClassificationStatistics, logits: ArrayLike | None = None) -> dict[str, Float]:
     """Scores of B rows; the larger, the stranger.
 

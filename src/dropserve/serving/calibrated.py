@@ -1,0 +1,71 @@
+"""What a version's calibration adds to its Monte Carlo answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dropserve.dropout.engine import Settings
+from dropserve.dropout.masks import common_block, site_rates
+from dropserve.dropout.statistics import (
+    ClassificationStatistics,
+    RegressionStatistics,
+    classification,
+    softmax,
+)
+from dropserve.manifest import VersionManifest
+from dropserve.serving.query import Array, Calibrated
+from dropserve.uncertainty.answers import calibrated_classes, calibrated_values
+from dropserve.uncertainty.record import Calibration
+
+
+class Calibrator:
+    """Applies the calibration that stands in a manifest.
+
+    Args:
+        manifest: the version's.
+
+    Raises:
+        CorruptStoreError: if its calibration is of another format.
+    """
+
+    def __init__(self, manifest: VersionManifest) -> None:
+        content = manifest.calibration
+        self._record = None if content is None else Calibration.from_json(content)
+        self._sites = manifest.sites
+        self._task = manifest.task
+
+    def reason(self, settings: Settings) -> str | None:
+        """Why answers with these settings are not calibrated, in words; None if they are."""
+        if self._record is None:
+            return "this version was exported without held-out rows, so nothing was calibrated"
+        return self._record.assumes.difference(settings, self._sites)
+
+    def apply(
+        self,
+        samples: Array,
+        statistics: ClassificationStatistics | RegressionStatistics,
+        inputs: Mapping[str, Array],
+        settings: Settings,
+    ) -> Calibrated | None:
+        """Calibrated answers, or None where :meth:`reason` says why there are none.
+
+        Args:
+            samples: what the graph gave, [T, B, ...]; rows that are not finite are refused elsewhere.
+            statistics: of these samples.
+            inputs: for the name of each input [B, ...].
+            settings: how they were sampled.
+        """
+        if self._record is None or self.reason(settings) is not None:
+            return None
+        block = common_block(site_rates(self._sites, settings.rate))
+        flat = samples.reshape(*samples.shape[:2], -1).astype(np.float64)
+        sound = np.asarray(np.isfinite(flat).all(axis=(0, 2)))
+        if not sound.all():
+            flat = np.where(sound[:, None], flat, 0.0)
+        if self._task != "classification":
+            return calibrated_values(self._record, flat, block=block)
+        if not sound.all() or not isinstance(statistics, ClassificationStatistics):
+            statistics = classification(softmax(flat), scheme=settings.scheme, block=block)
+        return calibrated_classes(self._record, flat, statistics, inputs, settings.seed)
