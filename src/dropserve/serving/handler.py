@@ -86,7 +86,7 @@ class Handler:
         Returns:
             One encoded body a request, in order.
         """
-        replies = self._replies(data, [str(context.get_request_id(i)) for i in range(len(data))])
+        replies = self._replies(data, context)
         for index, reply in enumerate(replies):
             context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
             context.set_response_content_type(index, reply.content_type)
@@ -94,12 +94,13 @@ class Handler:
                 context.set_response_header(index, name, value)
         return [reply.body for reply in replies]
 
-    def _replies(self, data: list[Mapping[str, Any]], ids: list[str]) -> list[Reply]:
+    def _replies(self, data: list[Mapping[str, Any]], context: Any) -> list[Reply]:
+        ids = [str(context.get_request_id(index)) for index in range(len(data))]
         replies: dict[int, Reply] = {}
         calls: dict[int, Call] = {}
         for index, row in enumerate(data):
             try:
-                calls[index] = self._codec.decode(_body(row))
+                calls[index] = self._codec.decode(_body(row), _headers(context, index))
             except Exception as error:  # noqa: BLE001  # one request must not cost the batch
                 replies[index] = _refusal(error, ids[index])
         results = self._predictor.answer([call.query for call in calls.values()])
@@ -132,6 +133,12 @@ def _refusal(error: Exception, request_id: str) -> Reply:
         return error_reply(error)
     log.error("request %s failed: %s", request_id, error, exc_info=error)
     return failure_reply(request_id)
+
+
+def _headers(context: Any, index: int) -> dict[str, str]:
+    """TorchServe mixes the headers of form fields in, as mappings."""
+    found = context.get_all_request_header(index)
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _body(row: Mapping[str, Any]) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,13 @@ import orjson
 
 from dropserve.errors import RequestError, ServerError
 from dropserve.manifest import VersionManifest
-from dropserve.serving import v1
-from dropserve.serving.instances import describe, describe_request
+from dropserve.serving import v1, v2
+from dropserve.serving.instances import describe, describe_request, quote
 from dropserve.serving.parameters import PREFIX, SUFFIX, Limits, check_size, read_coverage, read_settings
 from dropserve.serving.query import Answer, Array, Query
 
 JSON = "application/json"
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,47 @@ class Codec:
         self._monte_carlo = monte_carlo
         self._limits = limits or Limits()
         self._labels = class_labels(manifest)
+        self._endpoint = manifest.name + (SUFFIX if monte_carlo else "")
         self._numbers = sum(int(np.prod(spec.sized())) for spec in manifest.signature.outputs)
 
-    def decode(self, body: bytes) -> Call:
-        """Read a request.
+    def decode(self, body: bytes, headers: Mapping[str, str] = _NO_HEADERS) -> Call:
+        """Read a request, in the protocol that it speaks.
+
+        Args:
+            body: as it came.
+            headers: of the request, names in any case.
 
         Raises:
             RequestError: if the request is at fault; :func:`error_reply` turns it into the reply.
         """
-        document = self._parse(body)
+        known = {name.lower(): value for name, value in headers.items()}
+        if known.get("content-encoding", "identity").lower() not in {"", "identity"}:
+            raise RequestError(
+                f"the body is encoded ({quote(known['content-encoding'])}); expected it as it is",
+                status=415,
+                reason="content_type",
+            )
+        text, binary = _split(body, known.get(v2.JSON_LENGTH.lower()))
+        document = self._parse(text)
+        if "inputs" in document and "instances" not in document:
+            inputs, parameters, wanted = v2.decode(document, binary, self._manifest)
+            return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted))
+        if binary:
+            raise RequestError(
+                f"{len(binary)} bytes follow the JSON; V1 has no binary tensors", reason="form"
+            )
         inputs, parameters = v1.decode(document, self._manifest)
-        query = self._query(inputs, parameters)
-        return Call(query, self._encode_v1)
+        return Call(self._query(inputs, parameters), self._encode_v1)
 
     def _encode_v1(self, answer: Answer) -> Reply:
         return Reply(200, orjson.dumps(v1.encode(answer, self._manifest, self._labels)))
+
+    def _encode_v2(self, answer: Answer, *, wanted: v2.Wanted) -> Reply:
+        document, binary = v2.encode(answer, wanted, self._manifest, self._labels, self._endpoint)
+        text = orjson.dumps(document)
+        if not binary:
+            return Reply(200, text)
+        return Reply(200, text + binary, "application/octet-stream", {v2.JSON_LENGTH: str(len(text))})
 
     def _parse(self, body: bytes) -> dict[str, Any]:
         form = f'{{"instances": {describe_request(self._manifest.signature)}}}'
@@ -109,6 +138,18 @@ class Codec:
             f"{name}: the endpoint {endpoint} answers without Monte Carlo; "
             f"send this request to {endpoint}{SUFFIX}, or leave {name} out"
         )
+
+
+def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
+    """The JSON and what follows it: V2's binary tensors."""
+    if length is None:
+        return body, b""
+    if not length.isascii() or not length.isdigit() or not 0 < int(length[:20]) <= len(body):
+        raise RequestError(
+            f"{v2.JSON_LENGTH} is {quote(length)}; expected the length of the JSON, 1 to {len(body)}",
+            reason="form",
+        )
+    return body[: int(length)], body[int(length) :]
 
 
 def error_reply(error: RequestError) -> Reply:
