@@ -1,0 +1,238 @@
+"""Training: repeatable, quiet, equal to a loop written by hand, and keeping the best weights."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from dropserve.errors import TrainingError, UsageError
+from dropserve.model import load_class
+from dropserve.training.data import Dataset, load_dataset
+from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.learner import Batches, Epoch
+from dropserve.training.recipe import Recipe
+from dropserve.training.recipe_file import check_recipe
+
+HERE = Path()
+
+
+class Normed(nn.Module):
+    """BatchNorm and dropout in few weights."""
+
+    def __init__(self, outputs: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, outputs)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def ready(content: dict[str, Any], **training: Any) -> tuple[Recipe, Dataset]:
+    overrides = {f"training.{key}": value for key, value in training.items()}
+    recipe = check_recipe(content, HERE / "recipe.toml", overrides)
+    return recipe, load_dataset(recipe, HERE)
+
+
+def run(content: dict[str, Any], **training: Any) -> Fitted:
+    recipe, dataset = ready(content, **training)
+    return fit(Normed, dataset, recipe)
+
+
+def weights(fitted: Fitted) -> list[torch.Tensor]:
+    return list(fitted.model.state_dict().values())
+
+
+def test_the_same_recipe_gives_the_same_weights_to_the_bit(recipe: dict[str, Any]) -> None:
+    first, second, other = run(recipe), run(recipe), run(recipe, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    numbers = [[(r.train_loss, r.validation_loss, r.score) for r in each.curve] for each in (first, second)]
+    assert numbers[0] == numbers[1]
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first), weights(other), strict=True))
+
+
+def test_no_generator_of_the_caller_moves(recipe: dict[str, Any]) -> None:
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  # the very generator that must not move
+    torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002  # as above
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  # as above
+    torch.manual_seed(1)
+    run(recipe, epochs=2)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002  # as above
+
+
+def test_a_loop_by_hand_learns_the_same(recipe: dict[str, Any]) -> None:
+    settings, dataset = ready(recipe | {"optimiser": {"learning_rate": 0.01, "schedule": "cosine"}})
+    ours = fit(Normed, dataset, settings)
+    x, y, split = torch.from_numpy(dataset.features), torch.from_numpy(dataset.target), dataset.split
+    losses = []
+    with seeded(0):
+        model = Normed()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 8)
+        order = torch.Generator().manual_seed(0)
+        for _ in range(8):
+            model.train()
+            for batch in torch.randperm(len(split.train), generator=order).split(16):
+                rows = split.train[batch]
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                output = model.eval()(x[split.validation])
+            losses.append(nn.functional.cross_entropy(output, y[split.validation]).item())
+    assert [row.validation_loss for row in ours.curve] == pytest.approx(losses, rel=1e-6)
+
+
+def test_the_weights_are_those_of_the_best_epoch(recipe: dict[str, Any]) -> None:
+    recipe["optimiser"]["learning_rate"] = 0.3  # so rough that the last epoch is not the best
+    settings, dataset = ready(recipe)
+    fitted = fit(Normed, dataset, settings)
+    best = min(fitted.curve, key=lambda row: row.validation_loss)
+    assert fitted.best == best
+    assert best.number < len(fitted.curve)
+    rows = dataset.split.validation
+    with torch.no_grad():
+        output = fitted.model(torch.from_numpy(dataset.features[rows]))
+    target = torch.from_numpy(dataset.target[rows])
+    assert nn.functional.cross_entropy(output, target).item() == pytest.approx(best.validation_loss, rel=1e-6)
+    assert (output.argmax(1) == target).float().mean().item() == pytest.approx(best.score)
+    assert not fitted.model.training
+
+
+def test_early_stopping_waits_exactly_its_patience(recipe: dict[str, Any]) -> None:
+    recipe["optimiser"]["learning_rate"] = 0.3
+    fitted = run(recipe, epochs=200, patience=4)
+    assert fitted.stopped_early
+    assert len(fitted.curve) == fitted.best.number + 4
+    assert len(run(recipe, epochs=20, patience=0).curve) == 20
+
+
+def test_regression_tells_rmse_in_the_targets_unit(recipe: dict[str, Any]) -> None:
+    recipe |= {"task": "regression", "data": {"source": "make_regression", "samples": 200, "features": 4,
+               "informative": 2, "noise": 5.0}}  # fmt: skip
+    settings, dataset = ready(recipe)
+    fitted = fit(lambda: Normed(1), dataset, settings)
+    rows = dataset.split.validation
+    target = dataset.preprocessing.target
+    assert target is not None
+    with torch.no_grad():
+        standardised = fitted.model(torch.from_numpy(dataset.features[rows]))[:, 0].numpy()
+    predicted = standardised * target.scale[0] + target.mean[0]
+    rmse = np.sqrt(np.mean((predicted - dataset.table.target[rows]) ** 2))
+    assert fitted.best.score == pytest.approx(rmse, rel=1e-4)
+
+
+def test_a_regressor_may_answer_without_its_last_axis(recipe: dict[str, Any]) -> None:
+    class Flat(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)[:, 0]
+
+    recipe |= {"task": "regression", "data": {"source": "make_regression", "samples": 100, "features": 4,
+               "informative": 2}}  # fmt: skip
+    settings, dataset = ready(recipe)
+    flat, column = fit(lambda: Flat(1), dataset, settings), fit(lambda: Normed(1), dataset, settings)
+    assert [row.validation_loss for row in flat.curve] == [row.validation_loss for row in column.curve]
+
+
+def test_training_writes_no_file_and_says_nothing(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(recipe, epochs=2)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_whoever_watches_is_told_every_epoch(recipe: dict[str, Any]) -> None:
+    settings, dataset = ready(recipe)
+    rows: list[Epoch] = []
+    fitted = fit(Normed, dataset, settings, on_epoch=rows.append)
+    assert tuple(rows) == fitted.curve
+    assert [row.number for row in rows] == list(range(1, 9))
+
+
+def test_a_loss_that_is_no_number_says_what_to_change(recipe: dict[str, Any]) -> None:
+    recipe["optimiser"] = {"name": "sgd", "learning_rate": 1e30}
+    with pytest.raises(TrainingError, match=r"loss was nan .*lower optimiser.learning_rate \(now 1e\+30\)"):
+        run(recipe)
+
+
+def test_ctrl_c_is_an_interrupt_and_ctrl_c_still_works_afterwards(recipe: dict[str, Any]) -> None:
+    import signal
+
+    def press(_: Epoch) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    settings, dataset = ready(recipe)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Normed, dataset, settings, on_epoch=press)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_in_the_model_is_not_swallowed(recipe: dict[str, Any]) -> None:
+    class Breaks(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and len(x) == 16:
+                raise ZeroDivisionError("in the middle")
+            return self.layers(x)
+
+    settings, dataset = ready(recipe)
+    with pytest.raises(ZeroDivisionError, match="in the middle"):
+        fit(Breaks, dataset, settings)
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(UsageError, match=r"device: got 'cuda'.*allowed: auto, cpu"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == "cuda"
+
+
+@given(count=st.integers(2, 200), size=st.integers(2, 40), seed=st.integers(0, 99))
+def test_each_row_comes_once_an_epoch_and_never_alone(count: int, size: int, seed: int) -> None:
+    rows = torch.arange(count)
+    batches = Batches(rows, rows * 2, size, seed)
+    epochs = [list(batches), list(batches)]
+    for epoch in epochs:
+        assert len(epoch) == len(batches)
+        assert sorted(torch.cat([x for x, _ in epoch]).tolist()) == list(range(count))
+        assert all(torch.equal(x * 2, y) for x, y in epoch)
+        assert all(2 <= len(x) <= size + 1 for x, _ in epoch)
+    if count > 20:
+        assert not torch.equal(*(torch.cat([x for x, _ in epoch]) for epoch in epochs))
+
+
+def test_a_last_batch_of_one_row_does_not_stop_batchnorm(recipe: dict[str, Any]) -> None:
+    rows = len(ready(recipe)[1].split.train)
+    assert rows % 21 == 1
+    assert run(recipe, batch_size=21, epochs=2).curve
+
+
+def test_shipped_models_are_seeded_from_their_first_weight(recipe: dict[str, Any]) -> None:
+    settings, dataset = ready(recipe)
+    source = load_class(settings.model.spec)
+    torch.manual_seed(123)
+    first = fit(lambda: source.build(settings.model.arguments), dataset, settings)
+    torch.manual_seed(456)
+    second = fit(lambda: source.build(settings.model.arguments), dataset, settings)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
