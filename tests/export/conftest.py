@@ -154,7 +154,12 @@ def make_subject(name: str) -> Subject:
     return Subject(name, make().eval(), inputs)
 
 
-@pytest.fixture(params=NETS, scope="session")
+_SLOW = {"transformer-batch-second", "lstm-batch-second", "selu"}
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in NETS], scope="session"
+)
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Subject, Artefacts]:

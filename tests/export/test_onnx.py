@@ -38,7 +38,7 @@ def test_recurrent_layers_keep_their_length_free(to_onnx: Export, layer: Any, ba
         return steps.mean(1 if batch_first else 0), last.transpose(0, 1)
 
     model = to_onnx(net, call, [TensorSpec(name="input", shape=(L, 4))], ("steps", "last"))
-    for level in LEVELS:
+    for level in (LEVELS[0], LEVELS[-1]):
         program = OnnxProgram(model.SerializeToString(), level)
         for batch, length in ((1, 9), (3, 5), (2, 1)):
             x = torch.randn(batch, length, 4)

@@ -26,13 +26,13 @@ def test_every_model_agrees_with_its_graphs(built: tuple[Subject, Artefacts]) ->
     subject, artefacts = built
     report = parity(subject, artefacts, ExportSettings())
     assert [check.name for check in report.checks] == [
-        "parity.torchscript",
-        "parity.onnx",
-        "parity.round-trip",
-        "parity.masked.torchscript",
-        "parity.masked.onnx",
-        "parity.masked.identity",
-        "parity.trunk",
+        "parity-torchscript",
+        "parity-onnx",
+        "parity-round-trip",
+        "parity-masked-torchscript",
+        "parity-masked-onnx",
+        "parity-identity-masks",
+        "parity-trunk-and-head",
     ]
     assert [check for check in report.checks if check.verdict != "passed"] == []
     assert all(figures["runs"] > 0 for figures in report.figures.values())
@@ -68,7 +68,7 @@ def test_a_difference_just_above_the_tolerance_is_found_and_one_below_is_not(
     subject, artefacts = built_mlp
     with torch.no_grad():
         scale = max(float(subject.module(*subject.batch(n).values()).abs().max()) for n in (1, 2, 3, 17))
-    for factor, wrong in ((3.0, {"parity.onnx", "parity.round-trip"}), (0.3, set())):
+    for factor, wrong in ((3.0, {"parity-onnx", "parity-round-trip"}), (0.3, set())):
         changed = edited(artefacts, tmp_path, "model.onnx", nudge(factor * 1e-5 * scale))
         assert set(failed(parity_checks(subject, changed, ExportSettings()))) == wrong
 
@@ -79,7 +79,7 @@ def test_a_failure_names_graph_inputs_batch_row_and_values(
     subject, artefacts = built_mlp
     changed = edited(artefacts, tmp_path, "model.onnx", nudge(0.25))
     report = parity(subject, changed, ExportSettings())
-    found = failed(report.checks)["parity.onnx"]
+    found = failed(report.checks)["parity-onnx"]
     for part in (
         "difference: output 'output' differs by",
         "onnxruntime disabled",
@@ -89,7 +89,7 @@ def test_a_failure_names_graph_inputs_batch_row_and_values(
         assert part in found.evidence
     assert "; row 0: expected [" in found.evidence
     assert "checks.toml" in found.remedy
-    worst = report.figures["parity.onnx"]["worst"]
+    worst = report.figures["parity-onnx"]["worst"]
     assert worst["got"][1] - worst["expected"][1] == pytest.approx(0.25, abs=1e-5)
 
 
@@ -146,9 +146,9 @@ def test_each_kind_of_failure_has_its_class(
 ) -> None:
     subject, artefacts = built_mlp
     found = failed(parity_checks(subject, edited(artefacts, tmp_path, "model.onnx", edit), ExportSettings()))
-    assert set(found) == {"parity.onnx", "parity.round-trip"}
-    assert found["parity.onnx"].evidence.startswith(f"{problem}:")
-    assert found["parity.onnx"].remedy
+    assert set(found) == {"parity-onnx", "parity-round-trip"}
+    assert found["parity-onnx"].evidence.startswith(f"{problem}:")
+    assert found["parity-onnx"].remedy
 
 
 def ignore_second_mask(model: onnx.ModelProto) -> None:
@@ -159,7 +159,7 @@ def ignore_second_mask(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "check"), [("masked.onnx", "parity.masked.onnx"), ("head.onnx", "parity.trunk")]
+    ("file", "check"), [("masked.onnx", "parity-masked-onnx"), ("head.onnx", "parity-trunk-and-head")]
 )
 def test_masks_that_do_not_reach_their_site_are_found(
     built_mlp: tuple[Subject, Artefacts], tmp_path: Path, file: str, check: str
@@ -175,19 +175,19 @@ def test_masked_graphs_that_do_not_reduce_to_the_model_are_found(
     subject, artefacts = built_mlp
     changed = edited(artefacts, tmp_path, "masked.onnx", nudge(0.01))
     assert set(failed(parity_checks(subject, changed, ExportSettings()))) == {
-        "parity.masked.onnx",
-        "parity.masked.identity",
+        "parity-masked-onnx",
+        "parity-identity-masks",
     }
 
 
 def test_a_waived_failure_stays_visible(built_mlp: tuple[Subject, Artefacts], tmp_path: Path) -> None:
     subject, artefacts = built_mlp
     changed = edited(artefacts, tmp_path, "model.onnx", nudge(0.25))
-    checks = parity_checks(subject, changed, ExportSettings(waive=("parity.onnx",)))
+    checks = parity_checks(subject, changed, ExportSettings(waive=("parity-onnx",)))
     verdicts = {check.name: check.verdict for check in checks}
-    assert verdicts["parity.onnx"] == "waived"
-    assert verdicts["parity.round-trip"] == "failed"
-    assert verdicts["parity.torchscript"] == "passed"
+    assert verdicts["parity-onnx"] == "waived"
+    assert verdicts["parity-round-trip"] == "failed"
+    assert verdicts["parity-torchscript"] == "passed"
 
 
 class Sqrt(nn.Module):
@@ -203,7 +203,7 @@ def test_nan_on_real_rows_fails_and_beyond_them_only_if_the_graph_differs(tmp_pa
     negative = dataclasses.replace(subject, rows={"input": -positive["input"]})
     found = failed(parity_checks(negative, artefacts, ExportSettings()))
     assert all(check.evidence.startswith("NaN:") for check in found.values())
-    assert "parity.onnx" in found
+    assert "parity-onnx" in found
 
 
 def test_a_model_that_fails_on_its_own_rows_is_an_error(tmp_path: Path) -> None:

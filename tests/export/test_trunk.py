@@ -31,7 +31,7 @@ def check(model: onnx.ModelProto, given: list[TensorSpec], *, lengths: Sequence[
     rows = {s.name: rng.normal(size=(3, *s.sized())).astype(np.float32) for s in inputs}
     parts = split(model, [spec.name for spec in masks], rows)
     onnx.checker.check_model(parts.head, full_check=True)
-    for level in LEVELS:
+    for level in (LEVELS[0], LEVELS[-1]):
         whole = OnnxProgram(model.SerializeToString(), level)
         head = OnnxProgram(parts.head.SerializeToString(), level)
         trunk = OnnxProgram(parts.trunk.SerializeToString(), level) if parts.trunk else None

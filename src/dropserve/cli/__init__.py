@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from dropserve.cli import predict, serve, train
+from dropserve.cli import audit, export, predict, serve, train
 from dropserve.errors import DropserveError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(train.app)
+app.add_typer(audit.app)
+app.add_typer(export.app)
 app.add_typer(serve.app)
 app.add_typer(predict.app)
 

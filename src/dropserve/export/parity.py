@@ -24,6 +24,18 @@ from .settings import ExportSettings
 from .subject import Subject
 from .torchscript import ScriptProgram
 
+NAMES = (
+    "parity-torchscript",
+    "parity-onnx",
+    "parity-round-trip",
+    "parity-masked-torchscript",
+    "parity-masked-onnx",
+    "parity-identity-masks",
+    "parity-trunk-and-head",
+)
+"""What ``waive`` in ``export/checks.toml`` may hold of this module."""
+
+_LEVEL_NAMES = tuple(f"onnxruntime {level}" for level in LEVELS)
 Program = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
@@ -76,13 +88,13 @@ class _Bench:
             again: dict[str, Program] = {"ONNX written again": _rewritten(onnx_path)}
             if script_path is not None:
                 script = ScriptProgram(script_path, self.inputs, self.outputs)
-                self._plain("parity.torchscript", {"TorchScript": _on_arrays(script)})
+                self._plain("parity-torchscript", {"TorchScript": _on_arrays(script)})
                 copy = Path(folder) / MODEL_TS
                 script.save(copy)
                 loaded = ScriptProgram(copy, self.inputs, self.outputs)
                 again["TorchScript saved again"] = _on_arrays(loaded)
-            self._plain("parity.onnx", _levels(onnx_path))
-            self._plain("parity.round-trip", again)
+            self._plain("parity-onnx", _levels(onnx_path))
+            self._plain("parity-round-trip", again)
 
     def masked(self, cases: list[MaskedCase]) -> None:
         """The graphs with masks."""
@@ -90,13 +102,13 @@ class _Bench:
         levels = _levels(self.artefacts.paths[MASKED])
         if (path := self.artefacts.paths.get(MASKED_TS)) is not None:
             script = _on_arrays(ScriptProgram(path, [*self.inputs, *masks], self.outputs))
-            self._masked("parity.masked.torchscript", {"TorchScript": script}, cases)
+            self._masked("parity-masked-torchscript", {"TorchScript": script}, cases)
             levels_and_script = {**levels, "TorchScript": script}
         else:
             levels_and_script = levels
-        self._masked("parity.masked.onnx", levels, cases)
+        self._masked("parity-masked-onnx", levels, cases)
         identity = {name: self._under_identity(program) for name, program in levels_and_script.items()}
-        self._plain("parity.masked.identity", identity, [case.plain for case in cases])
+        self._plain("parity-identity-masks", identity, [case.plain for case in cases])
         self._split(cases)
 
     def _split(self, cases: list[MaskedCase]) -> None:
@@ -121,7 +133,7 @@ class _Bench:
                 continue
             self._add(tally, case.plain, case.expected, got, case.plain.where)
         what = "trunk and head" if trunk else "head (no trunk)"
-        self._record("parity.trunk", tally, f"{what} under {SAMPLES} masks, against an eager loop")
+        self._record("parity-trunk-and-head", tally, f"{what} under {SAMPLES} masks, against an eager loop")
 
     def _plain(self, name: str, programs: Mapping[str, Program], cases: list[Case] | None = None) -> None:
         chosen = self.cases if cases is None else cases
@@ -149,7 +161,10 @@ class _Bench:
                     tally.crashed(error, where)
                     continue
                 self._add(tally, case, expected, got, where)
-        self._record(name, tally, f"{', '.join(programs)}; {what}")
+        levels = sum(label in _LEVEL_NAMES for label in programs)
+        others = [label for label in programs if label not in _LEVEL_NAMES]
+        graphs = [f"onnxruntime at {levels} levels"] if levels else []
+        self._record(name, tally, f"{' and '.join(graphs + others)}, {what}")
 
     def _add(
         self,
@@ -185,7 +200,7 @@ class _Bench:
     def _record(self, name: str, tally: Tally, what: str) -> None:
         self.report.figures[name] = tally.figures()
         if tally.problem is None:
-            evidence = f"{tally.runs} runs; worst {tally.maximum:.1e} of scale ({what})"
+            evidence = f"within {tally.maximum:.1e} of the scale in {tally.runs} runs: {what}"
             self.report.checks.append(CheckRecord(name=name, verdict="passed", evidence=evidence))
             return
         evidence = f"{tally.problem}: {tally.detail}"
@@ -198,7 +213,7 @@ class _Bench:
 
 
 def _levels(path: Path) -> dict[str, Program]:
-    return {f"onnxruntime {level}": _late(partial(OnnxProgram, path, level)) for level in LEVELS}
+    return {_LEVEL_NAMES[i]: _late(partial(OnnxProgram, path, level)) for i, level in enumerate(LEVELS)}
 
 
 def _rewritten(path: Path) -> Program:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
-_NOT_OWN = re.compile(r"site-packages|/lib/python|/dropserve/(export|dropout)/|<")
+NOT_OWN = re.compile(r"site-packages|/lib/python|/dropserve/(export|dropout)/|<")
 
 
 @contextlib.contextmanager
@@ -37,6 +37,6 @@ def cause(error: BaseException) -> str:
         error = error.__cause__
     text = str(error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    own = [m for m in _FRAME.finditer(text) if not _NOT_OWN.search(m["file"])]
+    own = [m for m in _FRAME.finditer(text) if not NOT_OWN.search(m["file"])]
     place = f" (at {own[-1]['file']}:{own[-1]['line']})" if own else ""
     return f"{type(error).__name__}: {' '.join(lines[:3])[:400]}{place}"

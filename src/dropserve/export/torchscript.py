@@ -19,7 +19,7 @@ from torch.jit._trace import TracerWarning
 
 from dropserve.errors import ExportError
 
-from .quiet import cause, quiet
+from .quiet import NOT_OWN, cause, quiet
 
 Tensors = dict[str, torch.Tensor]
 
@@ -63,7 +63,7 @@ def export_torchscript(program: nn.Module, examples: Sequence[torch.Tensor], pat
         path: the file to write.
 
     Returns:
-        What the tracer warned of: values of this run that the trace has fixed.
+        What the tracer warned of in the model's own files: values of this run that the trace has fixed.
 
     Raises:
         ExportError: if the model cannot be traced.
@@ -79,13 +79,19 @@ def export_torchscript(program: nn.Module, examples: Sequence[torch.Tensor], pat
                 f"the model cannot be traced to TorchScript: {cause(error)}. Change that line, or leave "
                 '"torchscript" out of formats in export/checks.toml.'
             ) from error
-    return tuple(_short(warning) for warning in caught if issubclass(warning.category, TracerWarning))
+    own = [warning for warning in caught if issubclass(warning.category, TracerWarning) and _is_own(warning)]
+    return tuple(_short(warning) for warning in own)
 
 
 def _load(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(str(path), map_location="cpu").eval()
+
+
+def _is_own(warning: warnings.WarningMessage) -> bool:
+    """Whether the line is the user's: what torch warns of in its own files, nobody can mend."""
+    return NOT_OWN.search(warning.filename) is None
 
 
 def _short(warning: warnings.WarningMessage) -> str:
