@@ -1,0 +1,96 @@
+"""Stock TorchServe for comparison: two archives, its own start script, its default configuration and logging.
+
+Only addresses differ from the defaults (any free ports), and authorisation is off, as it is on our side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+
+from dropserve.serving.runtime import free_ports, java
+
+HERE = Path(__file__).parent
+HANDLERS = {"plain": "plain_handler.py", "mc": "mc_handler.py"}
+_PATIENCE = 180.0
+
+
+@contextlib.contextmanager
+def running(folder: Path, weights: Path) -> Iterator[str]:
+    """Serve ``plain`` and ``mc`` from weights saved by ``torch.save(state_dict)``; gives the address.
+
+    Args:
+        folder: scratch space.
+        weights: of :class:`net.Net`.
+    """
+    store = folder / "store"
+    store.mkdir(parents=True)
+    for name, handler in HANDLERS.items():
+        _archive(store, name, handler, weights)
+    inference, management, metrics, grpc, grpc_management = free_ports(5)
+    (folder / "config.properties").write_text(
+        f"inference_address=http://127.0.0.1:{inference}\n"
+        f"management_address=http://127.0.0.1:{management}\n"
+        f"metrics_address=http://127.0.0.1:{metrics}\n"
+        f"grpc_inference_port={grpc}\n"
+        f"grpc_management_port={grpc_management}\n"
+    )
+    models = [f"{name}={name}.mar" for name in HANDLERS]
+    command = [
+        str(Path(sys.executable).parent / "torchserve"),
+        "--start",
+        "--foreground",
+        "--disable-token-auth",
+    ]
+    command += ["--ncs", "--ts-config", "config.properties", "--model-store", "store", "--models", *models]
+    environment = {**os.environ, "JAVA_HOME": str(java().parents[1]), "TMPDIR": str(folder)}
+    with (folder / "console.log").open("wb") as console:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=console, stderr=console)
+    try:
+        _wait(process, f"http://127.0.0.1:{management}", folder / "console.log")
+        yield f"http://127.0.0.1:{inference}"
+    finally:
+        _end(process)
+
+
+def _archive(store: Path, name: str, handler: str, weights: Path) -> None:
+    archiver = str(Path(sys.executable).parent / "torch-model-archiver")
+    options = {"model-name": name, "version": "1.0", "model-file": HERE / "net.py"}
+    options |= {"serialized-file": weights, "handler": HERE / handler, "export-path": store}
+    arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    subprocess.run([archiver, *arguments], check=True, capture_output=True)
+
+
+def _wait(process: subprocess.Popen[bytes], management: str, console: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    waiting = set(HANDLERS)
+    while waiting:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"stock TorchServe does not start: {console.read_text('utf-8')[-3000:]}")
+        for name in sorted(waiting):
+            with contextlib.suppress(httpx.HTTPError, KeyError, IndexError, ValueError):
+                workers = httpx.get(f"{management}/models/{name}").json()[0]["workers"]
+                if workers and all(worker["status"] == "READY" for worker in workers):
+                    waiting.discard(name)
+        time.sleep(0.2)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    family = [psutil.Process(process.pid)] if process.poll() is None else []
+    family += family and family[0].children(recursive=True)
+    for relative in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            relative.terminate()
+    _, left = psutil.wait_procs(family, timeout=10)
+    for relative in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            relative.kill()
+    process.wait()
