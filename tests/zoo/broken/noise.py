@@ -308,16 +308,31 @@ class FreshGenerator(nn.Module):
         return self.fc(x * mask)
 
 
-class UninitialisedMemory(nn.Module):
-    """Numbers that happen to lie in memory; made to differ here as a busy process would."""
+class ScratchMemory(nn.Module):
+    """The last column of what it allocates is never written."""
 
     INPUTS = ("16",)
-    CHECK = "repeated-forwards"
+    CHECK = "initialised-memory"
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        out = x.new_empty(x.shape[0], 4)  # PLACE
+        out[:, :3] = self.fc(x)
+        return torch.relu(out)
+
+
+class HalfFilledTable(nn.Module):
+    INPUTS = ("16",)
+    CHECK = "initialised-memory"
 
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(16, 4)
 
     def forward(self, x):
-        scratch = np.frombuffer(os.urandom(64), dtype=np.uint32).astype(np.float32) / 2**32
-        return self.fc(x) + torch.tensor(scratch[:4])  # PLACE
+        table = torch.empty(4)  # PLACE
+        table[0] = 1.0
+        return self.fc(x) + table

@@ -18,6 +18,7 @@ from .graphs import (
 )
 from .history import call_history, clock_independence, gradient_mode, repeated_forwards
 from .masks import dropout_sites, every_site_acts, identity_masks, mean_of_samples, samples_differ
+from .memory import initialised_memory
 from .modes import modules_in_eval
 from .oracle import training_dropout
 from .outcome import Examination, Outcome
@@ -72,6 +73,7 @@ EAGER: tuple[Check, ...] = (
     Check("repeated-forwards", "eager", repeated_forwards, needs=_OUTPUTS),
     Check("call-history", "eager", call_history, needs=_OUTPUTS),
     Check("clock-independence", "eager", clock_independence, needs=_OUTPUTS),
+    Check("initialised-memory", "eager", initialised_memory, needs=_OUTPUTS),
     Check("gradient-mode", "eager", gradient_mode, needs=_OUTPUTS),
     Check("weights-unchanged", "eager", weights_unchanged),
     Check("input-unchanged", "eager", input_unchanged),

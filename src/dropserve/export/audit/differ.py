@@ -35,6 +35,11 @@ class Difference:
         """Whether shapes agree and no value is further away than a share of the scale."""
         return not self.shape and self.relative <= tolerance
 
+    @property
+    def size(self) -> str:
+        """A difference that is small enough, in words."""
+        return "bit-equal" if self.identical else f"largest difference {self.relative:.2g} of the scale"
+
     def __str__(self) -> str:
         if self.shape:
             return self.shape

@@ -7,13 +7,11 @@ a name to it. A place that fits none of them still gets a remedy.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import jit, nn
-
 from .modes import overriding_train
-from .places import Place, Placer
+from .places import Place, Placer, held_at
 
 
 @dataclass(frozen=True)
@@ -29,28 +27,6 @@ def explain(place: Place, placer: Placer) -> Reason:
     return next(reason for pattern in _PATTERNS if (reason := pattern(place, placer)) is not None)
 
 
-def holder(model: nn.Module, wanted: nn.Module) -> str:
-    """The attribute that holds a module out of ``modules()``'s reach, as ``drops (a list)``."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key in {"_modules", "_parameters", "_buffers"}:
-                continue
-            for kind in _containers(value):
-                if any(item is wanted for item in kind):
-                    label = f"{name}.{key}" if name else key
-                    return f"{label} (a plain {type(value).__name__})"
-    return ""
-
-
-def _containers(value: object) -> Iterator[list[object]]:
-    if isinstance(value, dict):
-        yield list(value.values())
-    elif isinstance(value, list | tuple | set):
-        yield list(value)
-    elif callable(value) and getattr(value, "__closure__", None):
-        yield [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
-
-
 def _built_in_forward(place: Place, placer: Placer) -> Reason | None:
     module = place.module
     constructed = any(name.endswith((".__init__", "_uniform_")) for name in place.through)
@@ -61,11 +37,11 @@ def _built_in_forward(place: Place, placer: Placer) -> Reason | None:
         )
     if module is None or placer.is_registered(module) or not module.training:
         return None
-    held = holder(placer.root, module)
+    held = held_at(placer.root, module)
     kind = type(module).__name__
     if held:
         return Reason(
-            f"this {kind} is held in {held}, which modules() and eval() do not reach",
+            f"this {kind} is held as {held}, in a place that modules() and eval() do not reach",
             "hold it in nn.ModuleList or nn.ModuleDict, or as an attribute of its own",
         )
     return Reason(
@@ -81,7 +57,7 @@ def _left_in_train(place: Place, placer: Placer) -> Reason | None:
         return None
     if module is placer.root and re.search(r"training\s*=\s*True", place.source):
         return None
-    rebel = overriding_train(placer.root, placer.name(module))
+    rebel = overriding_train(placer.root, module)
     if rebel is not None:
         return Reason(
             f"{type(rebel).__name__} overrides train() or eval(), so eval() of the model leaves "
@@ -95,7 +71,7 @@ def _left_in_train(place: Place, placer: Placer) -> Reason | None:
 
 
 def _torchscript(place: Place, placer: Placer) -> Reason | None:  # noqa: ARG001
-    if not isinstance(place.module, jit.ScriptModule):
+    if not any(cls.__name__ == "ScriptModule" for cls in type(place.module).__mro__):
         return None
     return Reason(
         "the TorchScript graph draws numbers itself: a graph traced in train mode stays random after eval()",

@@ -6,7 +6,7 @@ import copy
 
 from . import locate
 from .clock import clocks, shifted_clock
-from .differ import Difference, compare
+from .differ import compare
 from .outcome import BATCH, Examination, Outcome, failed, passed, skipped
 from .places import Place
 from .probe import ForwardError, OutputError, Probe
@@ -81,7 +81,7 @@ def gradient_mode(exam: Examination) -> Outcome:
         return skipped(f"the forward does not run with gradients on: {error}")
     difference = compare(exam.observation.outputs, got)
     if difference.within(exam.settings.tolerance):
-        return passed(f"gradients on and off agree: {_size(difference)}")
+        return passed(f"gradients on and off agree: {difference.size}")
     return failed(
         f"with gradients on, {difference}",
         "do not branch on torch.is_grad_enabled() or requires_grad in forward",
@@ -102,9 +102,3 @@ def _diverging(exam: Examination) -> Place:
         if not compare(first.outputs, second.outputs).identical:
             break
     return locate.first_divergence(exam.probe, first, second)
-
-
-def _size(difference: Difference) -> str:
-    return (
-        "bit-equal" if difference.identical else f"largest difference {difference.relative:.2g} of the scale"
-    )

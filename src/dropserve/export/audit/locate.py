@@ -33,6 +33,21 @@ def first_nan(probe: Probe, inputs: Tensors) -> Place:
     return found.place if found else probe.placer.root_place()
 
 
+def first_unwritten(probe: Probe, inputs: Tensors) -> Place:
+    """The allocation whose NaN first goes into an operation as a number; see ``memory``."""
+    trace = recorded(probe, inputs)
+    operations = trace.operations
+
+    def spreads(index: int) -> bool:
+        return not operations[index].is_allocation and any(_has_nan(t) for t in operations[index].values)
+
+    found = _first(trace, spreads)
+    if found is None:
+        return probe.placer.root_place()
+    sources = [operations[parent].place for parent in found.parents if operations[parent].is_allocation]
+    return sources[0] if sources else found.place
+
+
 def first_divergence(probe: Probe, one: Trace, two: Trace) -> Place:
     """The first operation whose result differs between two recorded forwards."""
     shared = one.shared(two)

@@ -24,7 +24,7 @@ def modules_in_eval(exam: Examination) -> Outcome:
     names = ", ".join(name or "the model itself" for name in list(left)[:5])
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""
     count = sum(1 for _ in exam.probe.module.modules())
-    rebel = overriding_train(exam.probe.module, first)
+    rebel = overriding_train(exam.probe.module, left[first])
     place = _place(exam, first, left[first], rebel)
     if rebel is not None:
         reason = (
@@ -38,14 +38,12 @@ def modules_in_eval(exam: Examination) -> Outcome:
     return failed(f"{len(left)} of {count} modules in train mode: {names}{more}{reason}", remedy, place)
 
 
-def overriding_train(model: nn.Module, name: str) -> nn.Module | None:
-    """The module on the way to ``name`` whose ``train`` or ``eval`` is not torch's own, if any."""
-    parts = name.split(".") if name else []
-    for depth in range(len(parts), -1, -1):
-        module = model.get_submodule(".".join(parts[:depth]))
-        if overridden(module):
-            return module
-    return None
+def overriding_train(model: nn.Module, wanted: nn.Module) -> nn.Module | None:
+    """The module on the way to another whose ``train`` or ``eval`` is not torch's own, if any."""
+    names = {id(module): name for name, module in model.named_modules()}
+    parts = names[id(wanted)].split(".")
+    on_the_way = (".".join(parts[:depth]) for depth in range(len(parts), -1, -1))
+    return next((m for name in on_the_way if overridden(m := model.get_submodule(name))), None)
 
 
 def overridden(module: nn.Module) -> list[str]:
@@ -59,7 +57,7 @@ def overridden(module: nn.Module) -> list[str]:
 
 def _place(exam: Examination, name: str, module: nn.Module, rebel: nn.Module | None) -> Place:
     if rebel is not None:
-        path = next((key for key, value in exam.probe.module.named_modules() if value is rebel), "")
+        path = exam.probe.placer.name(rebel)
         method = getattr(rebel, overridden(rebel)[0])
         function = inspect.unwrap(getattr(method, "__func__", method))
         return Place(path, type(rebel).__name__, _file(function), function.__code__.co_firstlineno, (), rebel)

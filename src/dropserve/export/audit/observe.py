@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
+from dropserve.dropout.places import module_path
+
 from . import generators
 from .differ import Difference, compare, same
 from .probe import ForwardError, OutputError, Probe, Tensors
@@ -97,7 +99,7 @@ def observe(probe: Probe, inputs: Tensors) -> Observation:
 
 def training_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Registered modules that are in train mode, by name; the model itself is ``""``."""
-    return {name: module for name, module in model.named_modules() if module.training}
+    return {module_path(name, model): module for name, module in model.named_modules() if module.training}
 
 
 def materialise(probe: Probe, inputs: Tensors) -> None:

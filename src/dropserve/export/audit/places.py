@@ -13,6 +13,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,6 +116,32 @@ def _running(frames: Frames) -> Iterator[nn.Module]:
                 yield module
 
 
+def held_at(model: nn.Module, wanted: nn.Module) -> str:
+    """Where a module is held out of reach of ``modules()``, such as ``body.drops[1]``; empty if not found."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in {"_modules", "_parameters", "_buffers"}:
+                continue
+            for index, item in _contents(value):
+                if item is wanted:
+                    return f"{name}.{key}{index}" if name else f"{key}{index}"
+    return ""
+
+
+def _contents(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    elif isinstance(value, set | frozenset):
+        yield from (("", item) for item in value)
+    else:
+        yield "", value
+        for cell in getattr(value, "__closure__", None) or ():
+            with suppress(ValueError):  # a cell that is still empty
+                yield "", cell.cell_contents
+
+
 class Placer:
     """Turns frames into places within one model.
 
@@ -134,6 +161,9 @@ class Placer:
         """The qualified name of a module; one that is not registered is named by who calls it."""
         if self.is_registered(module):
             return self._names[id(module)]
+        held = held_at(self.root, module)
+        if held:
+            return module_path(held, self.root)
         owner = self._names.get(id(outer), "") if outer is not None else ""
         return f"{owner}.<unregistered>" if owner else "<unregistered>"
 
@@ -162,6 +192,11 @@ class Placer:
         file, line = self._definition([self.root], method="forward")
         return Place("", type(self.root).__name__, file, line, (), self.root)
 
+    def attribute_name(self, path: str, attribute: str) -> str:
+        """An attribute of a module, as its author knows it."""
+        owner = module_path(path, self.root)
+        return f"{owner}.{attribute}" if owner else attribute
+
     def attribute_place(self, path: str, attribute: str) -> Place:
         """The line of a class that assigns an attribute; the class itself if none can be found."""
         module = self.root.get_submodule(path) if path else self.root
@@ -170,7 +205,7 @@ class Placer:
             source = inspect.getsourcelines(type(module))[0]
             pattern = re.compile(rf"self\.{re.escape(attribute)}\b|[\"']{re.escape(attribute)}[\"']")
             line += next((index for index, text in enumerate(source) if pattern.search(text)), 0)
-        return Place(path, type(module).__name__, file, line, (), module)
+        return Place(module_path(path, self.root), type(module).__name__, file, line, (), module)
 
     def _within(self, frames: Frames) -> Frames:
         """Cut the stack at the call of the model: the audit's own callers are not the model's."""

@@ -37,8 +37,11 @@ def private_random_state(exam: Examination) -> Outcome:
     names = set(generators.private_generators(exam.probe.module))
     moved = sorted(set(exam.observation.moved) - set(_NAMES))
     if not moved:
-        held = f"{len(names)} generators held by the model" if names else "the model holds no generator"
-        return passed(f"{held}; none moved in {exam.observation.looked} forwards")
+        if not names:
+            return passed("the model holds no generator of its own")
+        return passed(
+            f"{len(names)} generators of the model's own did not move in {exam.observation.looked} forwards"
+        )
     digest = generators.private_generators(exam.probe.module).get(moved[0])
     places = changing_places(exam.probe, exam.inputs, digest) if digest is not None else []
     return _random(exam, f"{', '.join(moved)} moved in {_share(exam, moved[0])}", places)

@@ -39,7 +39,7 @@ def saved_weights_complete(exam: Examination) -> Outcome:
     if difference.identical:
         return passed(f"built again with its {len(again.state_dict())} saved tensors: bit-equal")
     lost = list(_unsaved(root, again))
-    names = f": {', '.join(f'{name}.{key}' if name else key for name, key in lost[:4])}" if lost else ""
+    names = f": {', '.join(exam.probe.placer.attribute_name(*where) for where in lost[:4])}" if lost else ""
     owner, key = lost[0] if lost else ("", "")
     return failed(
         f"built again with its saved tensors, {difference}; what state_dict() leaves out differs"
