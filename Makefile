@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RECIPE ?= training/recipes/digits.toml
-NAME   ?= $(or $(shell sed -n 's/^name *= *"\(.*\)" *$$/\1/p' $(RECIPE) 2>/dev/null),$(basename $(notdir $(RECIPE))))
+NAME   ?= $(or $(shell sed -n '/^\[/q;s/^name *= *"\([^"]*\)".*/\1/p' $(RECIPE) 2>/dev/null),$(basename $(notdir $(RECIPE))))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export serve stop predict test test-all lint format accept clean
+.PHONY: help setup train export serve stop predict test test-all lint format bench soak accept clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -58,6 +58,12 @@ lint: setup ## ruff, pyright and the import direction
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench: setup ## our endpoints on TorchServe beside stock TorchServe: answers a second and latencies
+	@$(BIN)/python benchmarks/serving_load.py
+
+soak: setup ## ten minutes of steady load: memory of the workers, errors (MINUTES=10)
+	@$(BIN)/python benchmarks/serving_soak.py --minutes $(or $(MINUTES),10)
 
 accept: setup ## every promise of the project as a row: figure, bar, PASS, FAIL or NOT RUN
 	@$(BIN)/python benchmarks/accept.py

@@ -51,7 +51,9 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    environment = {**os.environ, "HOME": str(home), "DROPSERVE_PORT": port, "COLUMNS": "100"}
+    # One thread: two would spin against each other wherever other tests run beside this one.
+    own = {"HOME": str(home), "DROPSERVE_PORT": port, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **own}
     yield clone, environment
     for folder in (clone, home / "wine"):
         if folder.is_dir():
