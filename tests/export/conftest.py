@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -15,7 +17,10 @@ from dropserve.export.artefacts import Artefacts, build
 from dropserve.export.onnx import export_onnx
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
-from dropserve.signature import Axis, TensorSpec
+from dropserve.manifest import RunManifest, SourceRecord
+from dropserve.model import load_class
+from dropserve.signature import Axis, Signature, TensorSpec
+from dropserve.store import Store, Stored
 
 
 class Tuple(nn.Module):
@@ -194,3 +199,61 @@ def to_onnx(tmp_path: Path) -> Callable[..., onnx.ModelProto]:
         return onnx.load(path)
 
     return export
+
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, hidden=12):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, hidden), nn.Linear(hidden, 3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.last(self.drop(torch.relu(self.first(x))))
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "model_store")
+
+
+@pytest.fixture
+def publish(store: Store, tmp_path: Path) -> Callable[..., Stored[RunManifest]]:
+    """A published run of a small network, its source edited; weights are the untrained ones."""
+
+    def make(
+        *edits: tuple[str, str], rows: Mapping[str, Any] | None = None, **changes: Any
+    ) -> Stored[RunManifest]:
+        source = NET
+        for old, new in edits:
+            assert old in source
+            source = source.replace(old, new)
+        file = tmp_path / "net.py"
+        file.write_text(source)
+        loaded = load_class(f"{file}:Net")
+        torch.manual_seed(0)
+        module = loaded.build({})
+        with store.staging("net", RunManifest) as staging:
+            folder = staging.folder
+            (folder / "source").mkdir()
+            (folder / "source/net.py").write_text(source)
+            save_file(module.state_dict(), folder / "weights.safetensors")
+            if rows is not None:
+                np.savez(folder / "validation.npz", **rows)
+            values: dict[str, Any] = {
+                "name": "net",
+                "id": staging.id,
+                "task": "raw",
+                "signature": Signature(inputs=(TensorSpec(name="input", shape=(6,)),), outputs=()),
+                "source": SourceRecord(
+                    spec=loaded.spec, sha256=loaded.sha256, copy_file="source/net.py", arguments={}
+                ),
+                "metrics": {"test_accuracy": 0.5},
+            }
+            return store.publish(staging, RunManifest(**(values | changes)))
+
+    return make
