@@ -35,7 +35,7 @@ def test_the_only_top_level_package_is_dropserve(wheel: Path) -> None:
         "export/checks.toml",
         "serving/handler.py",
     ):
-        assert f"dropserve/stages/{stage}" in names
+        assert f"dropserve/stage_files/{stage}" in names
 
 
 def test_a_serving_host_needs_no_torch(wheel: Path, tmp_path: Path) -> None:

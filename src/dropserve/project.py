@@ -12,7 +12,7 @@ STAGES = ("training", "export", "serving")
 
 def packaged_stages() -> Path:
     """The folder that holds the stage folders dropserve ships (in a checkout, its root)."""
-    installed = Path(__file__).parent / "stages"
+    installed = Path(__file__).parent / "stage_files"
     return installed if installed.is_dir() else Path(__file__).parents[2]
 
 
