@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,11 @@ RECIPE: dict[str, Any] = {
     "optimiser": {"learning_rate": 0.01},
 }
 
-Change = Callable[..., dict[str, Any]]
+
+@pytest.fixture(scope="session")
+def plain_recipe() -> dict[str, Any]:
+    """The content of a good recipe, not to be changed."""
+    return RECIPE
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,6 @@ def test_a_loss_that_is_no_number_says_what_to_change(recipe: dict[str, Any]) ->
 
 
 def test_ctrl_c_is_an_interrupt_and_ctrl_c_still_works_afterwards(recipe: dict[str, Any]) -> None:
-    import signal
-
     def press(_: Epoch) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -184,6 +183,13 @@ def test_ctrl_c_is_an_interrupt_and_ctrl_c_still_works_afterwards(recipe: dict[s
     with pytest.raises(KeyboardInterrupt):
         fit(Normed, dataset, settings, on_epoch=press)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_request_to_end_is_no_success(recipe: dict[str, Any]) -> None:
+    settings, dataset = ready(recipe)
+    with pytest.raises(SystemExit) as caught:
+        fit(Normed, dataset, settings, on_epoch=lambda _: signal.raise_signal(signal.SIGTERM))
+    assert caught.value.code == 143
 
 
 def test_an_error_in_the_model_is_not_swallowed(recipe: dict[str, Any]) -> None:

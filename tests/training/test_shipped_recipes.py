@@ -1,7 +1,9 @@
 """Every recipe that dropserve ships loads, reads its data, and fits its model."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dropserve.project import packaged_stages
@@ -21,3 +23,20 @@ def test_a_shipped_recipe_is_ready_to_train(path: Path) -> None:
     classes = len(prepared.dataset.table.labels)
     assert prepared.signature.outputs[0].shape == (max(1, classes),)
     assert path.stem in {prepared.file.recipe.name, "csv"}
+
+
+@pytest.mark.parametrize(
+    ("example", "recipe"),
+    [
+        ("digit", "digits"),
+        ("digit", "digits-cnn"),
+        ("tutorial", "tutorial"),
+        ("diabetes", "diabetes"),
+        ("flower", "csv"),
+    ],
+)
+def test_an_example_is_a_row_that_its_model_was_not_trained_on(example: str, recipe: str) -> None:
+    dataset = prepare(load_recipe(next(path for path in RECIPES if path.stem == recipe))).dataset
+    body = json.loads((packaged_stages() / "examples" / f"{example}.json").read_text())
+    test = dataset.table.features[dataset.split.test]
+    assert (np.array(body["instances"], np.float32) == test[0]).all()
