@@ -14,53 +14,65 @@ from dropserve.uncertainty.metrics import ece, nll
 SITE = Site(name="drop", kind="dropout", p=0.5, shape=(4,), scale="drop_scale")
 
 
-def draw(sharpness, samples=1, rows=4000, noise=0.0, seed=0):
-    """Logits whose true temperature is ``sharpness``."""
+def draw(sharpness, rows=4000, seed=0):
+    """Probabilities whose true temperature is ``sharpness``, and labels."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(rows, 5)) * 2
     labels = (rng.random(rows)[:, None] > special.softmax(logits, 1).cumsum(1)[:, :-1]).sum(1)
-    return sharpness * (logits + noise * rng.normal(size=(samples, rows, 5))), labels
+    return special.softmax(sharpness * logits, axis=1), labels
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
-def test_a_known_temperature_is_found(sharpness):
-    logits, labels = draw(sharpness)
-    assert Temperature.fit(logits, labels).value == pytest.approx(sharpness, rel=0.06)
+def test_a_known_temperature_is_found_whether_answers_are_too_sure_or_too_unsure(sharpness):
+    p, labels = draw(sharpness)
+    found = Temperature.fit(p, labels)
+    assert found.value == pytest.approx(sharpness, rel=0.06)
+    assert np.allclose(found.probabilities(p), special.softmax(np.log(p) / found.value, 1))
 
 
 def test_the_temperature_is_the_likeliest_and_makes_the_answers_calibrated():
-    logits, labels = draw(3.0, samples=20, noise=0.7)
-    found = Temperature.fit(logits, labels)
+    p, labels = draw(3.0)
+    found = Temperature.fit(p, labels)
     expected = optimize.minimize_scalar(
-        lambda t: nll(special.softmax(logits / t, -1).mean(0), labels), bounds=(0.5, 10), method="bounded"
+        lambda t: nll(special.softmax(np.log(p) / t, 1), labels), bounds=(0.5, 10), method="bounded"
     )
-    assert found.value == pytest.approx(expected.x, rel=1e-3)
-    assert found.nll_after == pytest.approx(nll(found.probabilities(logits), labels), rel=1e-9)
-    assert found.nll_before == pytest.approx(nll(softmax(logits).mean(0), labels), rel=1e-9)
+    assert found.value == pytest.approx(expected.x, rel=1e-4)
+    assert found.nll_after == pytest.approx(nll(found.probabilities(p), labels), rel=1e-9)
+    assert found.nll_before == pytest.approx(nll(p, labels), rel=1e-9)
     assert found.nll_after < found.nll_before
-    assert ece(found.probabilities(logits), labels) < 0.03 < ece(softmax(logits).mean(0), labels)
+    assert ece(found.probabilities(p), labels) < 0.03 < ece(p, labels)
 
 
-def test_temperature_acts_on_every_sample_and_not_on_their_mean():
-    logits, _ = draw(2.0, samples=20, noise=2.0, rows=50)
-    found = Temperature(2.0, 0, 0).probabilities(logits)
-    assert np.allclose(found, special.softmax(logits / 2, -1).mean(0))
-    assert not np.allclose(found, special.softmax(logits.mean(0) / 2, -1), atol=0.01)
-    assert np.allclose(found.sum(1), 1)
+def test_the_order_of_the_classes_stays():
+    p, _ = draw(2.0, rows=50)
+    for temperature in (0.05, 0.5, 20.0):
+        found = Temperature(temperature, 0, 0).probabilities(p)
+        assert np.array_equal(found.argmax(1), p.argmax(1))
+        assert np.allclose(found.sum(1), 1)
 
 
-def test_the_likelihood_survives_where_probabilities_underflow():
-    logits = np.array([[[0.0, -2000.0]], [[0.0, -3000.0]]])
-    assert Temperature.fit(logits, np.array([1])).nll_before == pytest.approx(2000 + np.log(2))
+def test_mean_votes_that_are_too_unsure_are_sharpened_which_tempered_samples_cannot_do():
+    """Samples that are certain each, and disagree: dividing their logits changes nothing."""
+    rng = np.random.default_rng(0)
+    right = rng.random((50, 2000)) < 0.7  # each sample is right seven times of ten; together, always
+    p = np.stack([right.mean(0), 1 - right.mean(0)], axis=1)
+    found = Temperature.fit(p, np.zeros(2000, int))
+    assert found.value < 0.3
+    assert found.nll_after < 0.1 < found.nll_before
+
+
+def test_a_class_of_probability_zero_costs_a_finite_likelihood():
+    found = Temperature.fit([[1.0, 0.0], [0.5, 0.5]], np.array([1, 0]))
+    assert found.nll_before == pytest.approx((708.396 + np.log(2)) / 2, rel=1e-5)
+    assert np.isfinite(found.nll_after)
 
 
 def test_it_never_makes_the_likelihood_worse_and_says_when_it_ran_into_an_end():
-    logits = np.zeros((1, 4, 3))
-    same = Temperature.fit(logits, np.array([0, 1, 2, 0]))
+    same = Temperature.fit(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
     assert (same.value, same.nll_after) == (1.0, same.nll_before)
-    right = 0.1 * np.eye(3)[None]  # the colder, the better
+    right = softmax(0.1 * np.eye(3))  # the colder, the better
     assert Temperature.fit(right, np.arange(3)).end == "low"
-    assert Temperature.fit(-5 * right, np.arange(3)).end == "high"
+    assert Temperature.fit(softmax(-0.5 * np.eye(3)), np.arange(3)).end == "high"
 
 
 def test_variance_scaling_has_its_closed_form_and_mends_deviations():
@@ -91,8 +103,8 @@ def test_assumptions_say_what_differs_and_leave_the_seed_free():
         assert part in text
 
 
-def test_labels_that_do_not_fit_the_logits_are_refused():
-    with pytest.raises(UsageError, match="expected 0 to 2"):
-        Temperature.fit(np.zeros((2, 1, 3)), [3])
-    with pytest.raises(UsageError, match=r"\[T, B, C\]"):
+def test_logits_and_labels_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="expected 0 to 1"):
+        Temperature.fit([[0.5, 0.5]], [3])
+    with pytest.raises(UsageError, match="Logits need"):
         Temperature.fit(np.zeros((2, 3)), [1, 2])

@@ -27,7 +27,7 @@ def classifier(rows):
     p /= p.sum(1, keepdims=True)
     sets = ConformalClassifier.fit(p, labels, method="raps", uniforms=rng.random(rows))
     ood = OodThreshold.fit(p.max(1), score="max_probability", false_alarms=10)
-    return Calibration(ASSUMES, rows, Temperature.fit(logits, labels), sets, ood), p
+    return Calibration(ASSUMES, rows, Temperature.fit(p, labels), sets, ood), p
 
 
 def regressor():

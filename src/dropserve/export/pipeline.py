@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from dropserve.errors import CheckFailedError, DropoutError, ExportError, RecipeError
 from dropserve.manifest import CheckRecord, RunManifest, VersionManifest
@@ -20,6 +21,7 @@ from dropserve.store import Store, Stored
 from . import audit, parity
 from .archive import EXAMPLE, Stage, write_archives
 from .artefacts import MASKED, Artefacts, build
+from .calibrate import calibrate
 from .settings import ExportSettings
 from .subject import Subject
 
@@ -118,7 +120,10 @@ def export_run(
             report.parity = compared.figures
         report.require()
         (folder / MASKED).unlink(missing_ok=True)  # trunk and head say the same
-        manifest = _manifest(run, staging.number, artefacts, report)
+        with report.step("calibrate"):
+            calibration, line = calibrate(run, artefacts)
+            report.notes.append(line)
+        manifest = _manifest(run, staging.number, artefacts, report, calibration)
         with report.step("archive"):
             _write_example(run, subject, folder)
             write_archives(folder, manifest, stage)
@@ -189,7 +194,13 @@ def _require_meaning(manifest: RunManifest, artefacts: Artefacts) -> None:
         )
 
 
-def _manifest(run: Stored[RunManifest], number: int, artefacts: Artefacts, report: Report) -> VersionManifest:
+def _manifest(
+    run: Stored[RunManifest],
+    number: int,
+    artefacts: Artefacts,
+    report: Report,
+    calibration: dict[str, JsonValue] | None,
+) -> VersionManifest:
     source = run.manifest
     return VersionManifest(
         name=source.name,
@@ -204,6 +215,7 @@ def _manifest(run: Stored[RunManifest], number: int, artefacts: Artefacts, repor
         data=source.data,
         sites=artefacts.sites,
         checks=tuple(report.checks),
+        calibration=calibration,
     )
 
 

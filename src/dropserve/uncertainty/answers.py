@@ -103,7 +103,7 @@ def calibrated_classes(
 
     Args:
         calibration: of the version.
-        logits: [T, B, C].
+        logits: [T, B, C], for the scores that need them.
         statistics: of the same samples, uncalibrated.
         inputs: for the name of each input [B, ...].
         seed: of the query.
@@ -116,7 +116,7 @@ def calibrated_classes(
         raise UsageError("this calibration is not a classifier's; export the model again")
     uniforms = None if c.sets.method == "lac" else row_uniforms(inputs, seed)
     return CalibratedClasses(
-        probabilities=c.temperature.probabilities(logits),
+        probabilities=c.temperature.probabilities(statistics.mean),
         nonconformity=class_scores(
             statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
         ),

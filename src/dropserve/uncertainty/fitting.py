@@ -59,7 +59,7 @@ def calibrate_classifier(
     return Calibration(
         assumes=Assumptions.of(settings, sites),
         rows=values.shape[1],
-        temperature=Temperature.fit(values, labels),
+        temperature=Temperature.fit(statistics.mean, labels),
         sets=ConformalClassifier.fit(statistics.mean, labels, method=method, uniforms=uniforms),
         ood=OodThreshold.fit(ood_score(score, statistics, values), score=score, false_alarms=false_alarms),
     )
