@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dropserve.cli import audit, export, predict, serve, train
-from dropserve.errors import DropserveError
+from dropserve.errors import DropserveError, MissingExtraError
 
 app = typer.Typer(
     name="dropserve",
@@ -27,11 +27,20 @@ app.add_typer(export.app)
 app.add_typer(serve.app)
 app.add_typer(predict.app)
 
+# The extra that brings what a command imports.
+_EXTRAS = {"train": "train", "import": "train", "export": "export", "serve": "torchserve"}
+
 
 def main() -> None:
     """Run the command line; an error of ours is a message and an exit status, not a traceback."""
     try:
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            extra = next((_EXTRAS[word] for word in sys.argv[1:] if word in _EXTRAS), None)
+            if extra is None or error.name is None or error.name.startswith("dropserve"):
+                raise
+            raise MissingExtraError(error.name, extra) from error
     except DropserveError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(error.exit_status)
