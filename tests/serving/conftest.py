@@ -1,0 +1,8 @@
+"""Attacks lie beside the tests, for other hosts to use as well."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hostile"))
