@@ -53,6 +53,17 @@ def test_the_trunk_runs_on_the_rows_and_not_on_the_samples():
     assert np.array_equal(found["output"][:, 0], draw(SITES, 20, seed=0)["m"])
 
 
+@given(first=st.integers(0, 24), rows=st.lists(st.integers(0, 8), min_size=1, max_size=12))
+def test_samples_go_on_where_they_ended_for_any_of_the_rows(first, rows):
+    x = np.arange(54, dtype=np.float32).reshape(9, 6)
+    engine = MonteCarlo(SITES, head)
+    whole = engine.samples({"x": x}, Settings(samples=25, seed=3))
+    some = engine.prepare({"x": x}).take(np.array(rows))
+    rest = engine.continue_samples(some, Settings(samples=25, seed=3), first)
+    for name, values in whole.items():
+        assert np.array_equal(rest[name], values[first:, rows])
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_calls_side_by_side_give_what_one_after_the_other_gives(workers):
     engine = MonteCarlo(SITES, head, chunk_elements=500, workers=workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,16 @@ import pytest
 PAGE = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text("utf-8")
 ROW = "[0, 0, 0, 0, 0, 0]"
 JSON = {"content-type": "application/json"}
+LENGTH = "Inference-Header-Content-Length"
+
+
+def binary(values: list[float], length: int | None = None) -> dict[str, Any]:
+    raw = struct.pack(f"<{len(values)}f", *values)
+    entry = {"name": "input", "shape": [1, 6], "datatype": "FP32"}
+    text = json.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(raw)}}]}).encode()
+    return {"content": text + raw, "headers": {LENGTH: str(length or len(text))}}
+
+
 SPECIAL: dict[str, dict[str, Any]] = {
     "nothing": {"content": b""},
     "the bytes ff fe": {"content": b"\xff\xfe"},
@@ -28,6 +39,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "a form": {"content": f'{{"instances": [{ROW}]}}'.encode(), "type": "application/x-www-form-urlencoded"},
     "an upload": {"files": {"data": b"[1, 2]"}},
     "GET": {"content": b"", "method": "GET"},
+    "a binary tensor cut short": binary([0] * 5),
+    "a binary tensor with a NaN": binary([0, 0, float("nan"), 0, 0, 0]),
+    "a JSON length of 9,999": binary([0] * 6, 9999),
     "7,000,000 blanks": {"content": b" " * 7_000_000},
 }
 
@@ -65,7 +79,7 @@ def send(http: httpx.Client, url: str, case: Case) -> httpx.Response:
     how = SPECIAL[case.body.strip("*")]
     if "files" in how:
         return http.post(address, files=how["files"])
-    headers = {"content-type": how.get("type", "application/json")}
+    headers = {"content-type": how.get("type", "application/json")} | how.get("headers", {})
     return http.request(how.get("method", "POST"), address, content=how["content"], headers=headers)
 
 

@@ -96,6 +96,7 @@ def test_monte_carlo_statistics_are_named_outputs(doubting: Endpoint) -> None:
     answer = doubting.json({"id": "q 1", "inputs": [tensor()], "parameters": {"mc_seed": 3, "timeout": 5}})
     assert answer["id"] == "q 1"
     assert answer["model_name"] == "mlp-mc"
+    assert answer["parameters"].pop("uncalibrated") == v1["calibration"]["reason"]
     assert answer["parameters"] == v1["parameters"]
     outputs = by_name(answer)
     for row, prediction in enumerate(v1["predictions"]):

@@ -64,6 +64,25 @@ class Settings:
             )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Rows that the trunk has run on.
+
+    Attributes:
+        rows: B.
+        fixed: what the head takes besides masks, [B, ...] by name.
+        lengths: the length of each variable axis.
+    """
+
+    rows: int
+    fixed: Mapping[str, Array]
+    lengths: Mapping[str, int]
+
+    def take(self, index: NDArray[np.intp]) -> Prepared:
+        """Some of the rows, in the order of ``index``."""
+        return Prepared(len(index), {name: a[index] for name, a in self.fixed.items()}, self.lengths)
+
+
 class MonteCarlo:
     """Draws samples from a masked program.
 
@@ -125,13 +144,39 @@ class MonteCarlo:
             UsageError: if the rows of the inputs differ in number, there are none, or the masks needed
                 exceed the bound of one draw.
         """
+        return self.continue_samples(self.prepare(inputs), settings)
+
+    def prepare(self, inputs: Arrays) -> Prepared:
+        """Run the trunk: what all samples of these rows share, whatever their settings.
+
+        Raises:
+            UsageError: if the rows of the inputs differ in number, or there are none.
+        """
         rows = _rows(inputs)
-        masks = self._masks(inputs, settings)
+        lengths = axis_lengths(inputs, self._specs) if self._variable else {}
         fixed: dict[str, Array] = dict(inputs)
         if self._steady_trunk is not None:
             fixed |= self._steady_trunk(fixed)
         if self._head_inputs is not None:
             fixed = {name: array for name, array in fixed.items() if name in self._head_inputs}
+        return Prepared(rows, fixed, lengths)
+
+    def continue_samples(self, prepared: Prepared, settings: Settings, first: int = 0) -> dict[str, Array]:
+        """Run the samples from ``first`` up to T, where those before are there already.
+
+        Args:
+            prepared: B rows, as :meth:`prepare` gave them, or some of them.
+            settings: T, and which masks.
+            first: the first sample to run, below T.
+
+        Returns:
+            For each output's name, [T - first, B, ...].
+
+        Raises:
+            UsageError: if the masks needed exceed the bound of one draw.
+        """
+        rows, fixed = prepared.rows, prepared.fixed
+        masks = {name: mask[first:] for name, mask in self._masks(prepared.lengths, settings).items()}
         quantum = 1 if self._steady_head is None else self._steady_head.quantum({**fixed, **masks})
 
         def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
@@ -141,12 +186,11 @@ class MonteCarlo:
             fed |= {name: _repeat(array[some], count) for name, array in masks.items()}
             return some, these, run_padded(self._head, fed, max(1, quantum))
 
-        chunks = self._chunks(rows, settings.samples, {**fixed, **masks}, quantum)
+        chunks = self._chunks(rows, settings.samples - first, {**fixed, **masks}, quantum)
         parts = side_by_side(run, chunks, self._workers)
-        return {name: _assembled(name, parts, settings.samples, rows) for name in parts[0][2]}
+        return {name: _assembled(name, parts, settings.samples - first, rows) for name in parts[0][2]}
 
-    def _masks(self, inputs: Arrays, settings: Settings) -> dict[str, NDArray[np.float32]]:
-        lengths = axis_lengths(inputs, self._specs) if self._variable else {}
+    def _masks(self, lengths: Mapping[str, int], settings: Settings) -> dict[str, NDArray[np.float32]]:
         key, masks = self._last_masks
         if key != (settings, lengths):
             masks = self._drawn(settings, lengths)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dropserve.dropout.engine import MonteCarlo, Settings
+from dropserve.dropout.engine import MonteCarlo, Prepared, Settings
 from dropserve.dropout.statistics import (
     ClassificationStatistics,
     RegressionStatistics,
@@ -16,11 +17,29 @@ from dropserve.dropout.statistics import (
     softmax,
 )
 from dropserve.errors import RequestError
-from dropserve.manifest import Task
+from dropserve.manifest import Task, VersionManifest
 from dropserve.serving.calibrated import Calibrator
+from dropserve.serving.early import sample_until
 from dropserve.serving.query import Array, Calibrated, Float
 
 Statistics = ClassificationStatistics | RegressionStatistics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the Monte Carlo graph says of B rows.
+
+    Attributes:
+        values: means over samples [B, ...] by output.
+        statistics: by output.
+        calibrated: what calibration adds; None if it does not apply.
+        samples: how many each row took [B], where that may differ.
+    """
+
+    values: dict[str, Float]
+    statistics: dict[str, Statistics]
+    calibrated: Calibrated | None = None
+    samples: NDArray[np.int64] | None = None
 
 
 def plain_values(outputs: Mapping[str, Array], task: Task) -> dict[str, Float]:
@@ -31,36 +50,119 @@ def plain_values(outputs: Mapping[str, Array], task: Task) -> dict[str, Float]:
     return {name: array.astype(np.float64) for name, array in outputs.items()}
 
 
-def monte_carlo_values(
+def sampled(
     engine: MonteCarlo,
+    prepared: Prepared,
     inputs: Mapping[str, Array],
     settings: Settings,
     task: Task,
     calibrator: Calibrator,
-) -> tuple[dict[str, Float], dict[str, Statistics], Calibrated | None]:
-    """Means [B, ...] over samples, the statistics of each output, and what calibration adds to the one."""
-    rows = len(next(iter(inputs.values())))
-    # A reduction over samples of a lone number takes numpy's pairwise path and rounds otherwise than one
-    # over several rows, so a lone row is given a companion.
-    padded = inputs if rows > 1 else {name: np.concatenate([a, a]) for name, a in inputs.items()}
-    block = engine.block(settings)
+) -> Outcome:
+    """The outcome of ``settings.samples`` samples of each row.
+
+    Args:
+        engine: draws the samples.
+        prepared: B rows.
+        inputs: the same rows, for the name of each input [B, ...].
+        settings: how many, of which masks.
+        task: of the model.
+        calibrator: of the version.
+    """
+    rows, block = prepared.rows, engine.block(settings)
+    padded = _with_companion(prepared)
+    fed = {name: array[np.arange(padded.rows) % rows] for name, array in inputs.items()}
     values: dict[str, Float] = {}
     statistics: dict[str, Statistics] = {}
     calibrated: Calibrated | None = None
-    for name, samples in engine.samples(padded, settings).items():
+    for name, samples in engine.continue_samples(padded, settings).items():
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
             found = _statistics(samples, settings.scheme, block, task)
         values[name] = found.mean[:rows].reshape(rows, *samples.shape[2:])
         statistics[name] = take_rows(found, slice(0, rows))
-        if task != "raw" and (added := calibrator.apply(samples, found, padded, settings)) is not None:
+        if task != "raw" and (added := calibrator.apply(samples, found, fed, settings)) is not None:
             calibrated = added.take(slice(0, rows))
-    return values, statistics, calibrated
+    return Outcome(values, statistics, calibrated)
+
+
+def sampled_until(
+    engine: MonteCarlo, prepared: Prepared, settings: Settings, manifest: VersionManifest, tolerance: int
+) -> Outcome:
+    """The outcome of as many samples as each row needs, up to ``settings.samples``.
+
+    Args:
+        engine: draws the samples.
+        prepared: B rows.
+        settings: the most samples, and which masks.
+        manifest: of the version; it has one output.
+        tolerance: in parts per thousand of :func:`tolerance_unit`.
+    """
+    task, block = manifest.task, engine.block(settings)
+
+    def numbers(samples: Array) -> Float:
+        flat = samples.reshape(*samples.shape[:2], -1)
+        return softmax(flat) if task == "classification" else flat.astype(np.float64)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        limit = tolerance_unit(manifest) * (tolerance / 1000)
+        samples, taken = sample_until(engine, prepared, settings, numbers, limit)
+        ((name, output),) = samples.items()
+        parts: list[tuple[NDArray[np.intp], Statistics]] = []
+        for count in np.unique(taken):
+            index = np.flatnonzero(taken == count)
+            twice = index if len(index) > 1 else np.repeat(index, 2)
+            found = _statistics(output[:count, twice], settings.scheme, block, task)
+            parts.append((index, take_rows(found, slice(0, len(index)))))
+    statistics = _scattered(parts, prepared.rows)
+    values = statistics.mean.reshape(prepared.rows, *output.shape[2:])
+    return Outcome({name: values}, {name: statistics}, None, taken)
+
+
+def tolerance_unit(manifest: VersionManifest) -> Float:
+    """What a tolerance is a share of: 1 for probabilities, a target's standard deviation in training.
+
+    Raises:
+        RequestError: for a model of another task, or whose target has no known scale.
+    """
+    if manifest.task == "classification":
+        return np.ones(1)
+    target = manifest.preprocessing.target
+    if manifest.task == "regression" and target is not None:
+        return np.array(target.scale)
+    raise RequestError(
+        "mc_tolerance: nothing is known of the scale of this model's output; ask for mc_samples instead",
+        reason="parameters",
+    )
+
+
+def _with_companion(prepared: Prepared) -> Prepared:
+    """At least two rows.
+
+    A reduction over samples of a lone number takes numpy's pairwise path and rounds otherwise than one over
+    several rows, so a lone row is given a companion.
+    """
+    return prepared if prepared.rows > 1 else prepared.take(np.zeros(2, np.intp))
 
 
 def _statistics(samples: Array, scheme: str, block: int, task: Task) -> Statistics:
     if task == "classification":
         return classification(softmax(samples), scheme=scheme, block=block)
     return regression(samples.reshape(*samples.shape[:2], -1), scheme=scheme, block=block)
+
+
+def _scattered(parts: list[tuple[NDArray[np.intp], Statistics]], rows: int) -> Statistics:
+    """One record of all rows from records of some; what one of them lacks, all lack."""
+    first = parts[0][1]
+    arrays: dict[str, Float] = {}
+    missing: dict[str, None] = {}
+    for name in vars(first):
+        found = [getattr(statistics, name) for _, statistics in parts]
+        if any(array is None for array in found):
+            missing[name] = None
+            continue
+        arrays[name] = np.empty((rows, *found[0].shape[1:]))
+        for (index, _), array in zip(parts, found, strict=True):
+            arrays[name][index] = array
+    return replace(first, **arrays, **missing)
 
 
 def take_rows(statistics: Statistics, rows: slice) -> Statistics:

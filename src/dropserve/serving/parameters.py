@@ -11,9 +11,9 @@ from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.errors import RequestError, UsageError
 from dropserve.serving.instances import describe, quote
-from dropserve.serving.query import COVERAGE
+from dropserve.serving.query import COVERAGE, Answer
 
-NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage")
+NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage", "mc_tolerance")
 PREFIX = "mc_"
 SUFFIX = "-mc"
 _MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
@@ -59,7 +59,8 @@ def read_settings(parameters: Mapping[str, Any], limits: Limits) -> Settings:
     for name in parameters:
         if name not in NAMES:
             _refuse(f"unknown parameter {quote(name)}; expected {', '.join(NAMES)}")
-    samples = _whole(parameters, "mc_samples", limits.mc_samples, 2, limits.max_mc_samples)
+    usual = limits.max_mc_samples if "mc_tolerance" in parameters else limits.mc_samples
+    samples = _whole(parameters, "mc_samples", usual, 2, limits.max_mc_samples)
     seed = _whole(parameters, "mc_seed", 0, -1, SEED_LIMIT - 1)
     scheme = parameters.get("mc_scheme", SCHEMES[0])
     if scheme not in SCHEMES:
@@ -76,6 +77,15 @@ def read_coverage(parameters: Mapping[str, Any]) -> int:
         RequestError: for a value out of range.
     """
     return _whole(parameters, "mc_coverage", COVERAGE, 1, 999)
+
+
+def read_tolerance(parameters: Mapping[str, Any]) -> int | None:
+    """The Monte Carlo error at which a row may stop, in parts per thousand; None runs all samples.
+
+    Raises:
+        RequestError: for a value out of range.
+    """
+    return _whole(parameters, "mc_tolerance", 1, 1, 999) if "mc_tolerance" in parameters else None
 
 
 def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> None:
@@ -101,14 +111,18 @@ def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> N
         )
 
 
-def effective(settings: Settings, coverage: int = COVERAGE) -> dict[str, int | str]:
-    """The settings as they are echoed."""
-    return {
+def effective(answer: Answer) -> dict[str, int | str]:
+    """The settings of a Monte Carlo answer as they are echoed; none for a deterministic one."""
+    settings = answer.settings
+    if settings is None:
+        return {}
+    found: dict[str, int | str] = {
         "mc_samples": settings.samples,
         "mc_seed": settings.seed,
         "mc_scheme": settings.scheme,
-        "mc_coverage": coverage,
+        "mc_coverage": answer.coverage,
     }
+    return found if answer.tolerance is None else {**found, "mc_tolerance": answer.tolerance}
 
 
 def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from dropserve.dropout.engine import MonteCarlo, Prepared, Settings
 from dropserve.errors import NotInStoreError, RequestError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.calibrated import Calibrator
@@ -14,25 +16,27 @@ from dropserve.serving.graphs import Backend
 from dropserve.serving.instances import read_instances
 from dropserve.serving.loading import GraphFiles
 from dropserve.serving.outcome import (
-    Statistics,
-    monte_carlo_values,
+    Outcome,
     plain_values,
     refuse_overflow,
+    sampled,
+    sampled_until,
     take_rows,
 )
-from dropserve.serving.query import Answer, Array, Calibrated, Float, Query
+from dropserve.serving.query import Answer, Array, Float, Query
 from dropserve.store import Stored
 
 EXAMPLE = "example.json"
+_EARLY = "with mc_tolerance rows stop at different numbers of samples; calibration rests on a fixed number"
 _GROUP_NUMBERS = 2**24  # numbers that the samples of one Monte Carlo run may hold
 
 
 class Predictor:
     """A loaded version.
 
-    Rows of all deterministic requests share one run, and so do the rows of all Monte Carlo requests with
-    equal settings. Neither changes an answer: on onnxruntime to the last bit (``dropout.rows``), on
-    TorchScript to rounding.
+    Rows of all deterministic requests share one run. Rows of all Monte Carlo requests share the run of the
+    trunk, and those with equal settings the run of the head. Neither changes an answer: on onnxruntime to
+    the last bit (``dropout.rows``), on TorchScript to rounding.
 
     Args:
         version: its folder may be the store's, or an unpacked archive that holds one endpoint's files.
@@ -101,7 +105,7 @@ class Predictor:
 
     def _answer_group(self, queries: list[Query]) -> list[Answer | Exception]:
         try:
-            return list(self._run(queries))
+            return self._run(queries)
         except Exception as error:  # noqa: BLE001  # whatever it was, one request must not cost the others
             if len(queries) > 1:
                 return [self._answer_group([query])[0] for query in queries]
@@ -114,39 +118,50 @@ class Predictor:
         try:
             instances = json.loads(self.example())["instances"]
             good = read_instances(instances, self.manifest.signature)
-            list(self._run([Query(good, query.settings)]))
+            self._run([replace(query, inputs=good)])
         except Exception:  # noqa: BLE001  # the model fails on its own example
             return error
         text = " ".join(str(error).split())[:300]
         return RequestError(f"the model cannot compute with these values: {text}", reason="model")
 
-    def _run(self, queries: list[Query]) -> Iterator[Answer | Exception]:
-        names = queries[0].inputs
-        inputs = {name: np.concatenate([query.inputs[name] for query in queries]) for name in names}
-        settings = queries[0].settings
-        statistics: Mapping[str, Statistics] | None = None
-        calibrated: Calibrated | None = None
-        reason = None if settings is None else self._calibrator.reason(settings)
-        if settings is None:
+    def _run(self, queries: list[Query]) -> list[Answer | Exception]:
+        """Answer requests whose rows fit together; all of them share the run of the trunk."""
+        inputs = {n: np.concatenate([query.inputs[n] for query in queries]) for n in queries[0].inputs}
+        ends = np.cumsum([query.rows for query in queries])
+        rows = [slice(int(end) - query.rows, int(end)) for query, end in zip(queries, ends, strict=True)]
+        if queries[0].settings is None:
             values = self._run_plain(inputs)
-        elif self._monte_carlo is None:
+            return [
+                _answer(query, Outcome(values, {}), part) for query, part in zip(queries, rows, strict=True)
+            ]
+        if self._monte_carlo is None:
             raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
-        else:
-            values, statistics, calibrated = monte_carlo_values(
-                self._monte_carlo, inputs, settings, self.manifest.task, self._calibrator
-            )
-        first = 0
-        for query in queries:
-            rows = slice(first, first + query.rows)
-            first = rows.stop
-            own = {name: array[rows] for name, array in values.items()}
-            try:
-                refuse_overflow(own)
-            except RequestError as error:
-                yield error
-                continue
-            cut = statistics and {name: take_rows(s, rows) for name, s in statistics.items()}
-            yield Answer(own, cut, settings, calibrated and calibrated.take(rows), reason, query.coverage)
+        prepared = self._monte_carlo.prepare(inputs)
+        together: dict[tuple[Settings | None, int | None], list[int]] = {}
+        for index, query in enumerate(queries):
+            together.setdefault((query.settings, query.tolerance), []).append(index)
+        answers: dict[int, Answer | Exception] = {}
+        for members in together.values():
+            index = np.concatenate([np.arange(rows[i].start, rows[i].stop) for i in members])
+            own = prepared if len(members) == len(queries) else prepared.take(index)
+            fed = {name: array[index] for name, array in inputs.items()}
+            outcome, reason = self._sample(queries[members[0]], self._monte_carlo, own, fed)
+            first = 0
+            for i in members:
+                part = slice(first, first + queries[i].rows)
+                first = part.stop
+                answers[i] = _answer(queries[i], outcome, part, reason)
+        return [answers[index] for index in range(len(queries))]
+
+    def _sample(
+        self, query: Query, engine: MonteCarlo, prepared: Prepared, inputs: Mapping[str, Array]
+    ) -> tuple[Outcome, str | None]:
+        """The outcome with the settings of a query, and why it is not calibrated if it is not."""
+        settings = query.settings or Settings()
+        if query.tolerance is not None:
+            return sampled_until(engine, prepared, settings, self.manifest, query.tolerance), _EARLY
+        outcome = sampled(engine, prepared, inputs, settings, self.manifest.task, self._calibrator)
+        return outcome, self._calibrator.reason(settings)
 
     def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Float]:
         if self._plain is None:
@@ -154,12 +169,33 @@ class Predictor:
         return plain_values(self._plain(dict(inputs)), self.manifest.task)
 
 
+def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None = None) -> Answer | Exception:
+    """The rows of one request, or why they are no answer."""
+    values = {name: array[rows] for name, array in outcome.values.items()}
+    try:
+        refuse_overflow(values)
+    except RequestError as error:
+        return error
+    if query.settings is None:
+        return Answer(values)
+    return Answer(
+        values,
+        {name: take_rows(statistics, rows) for name, statistics in outcome.statistics.items()},
+        query.settings,
+        outcome.calibrated and outcome.calibrated.take(rows),
+        reason,
+        query.coverage,
+        query.tolerance,
+        None if outcome.samples is None else outcome.samples[rows],
+    )
+
+
 def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
-    """Indices of requests that can share a run: equal settings, equal lengths, a bounded size."""
+    """Indices of requests whose rows fit together: of one kind, of equal lengths, within a bound."""
     groups: dict[object, list[int]] = {}
     for index, query in enumerate(queries):
         shapes = tuple((name, array.shape[1:]) for name, array in query.inputs.items())
-        groups.setdefault((query.settings, shapes), []).append(index)
+        groups.setdefault((query.settings is None, shapes), []).append(index)
     for group in groups.values():
         part: list[int] = []
         total = 0

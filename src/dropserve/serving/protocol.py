@@ -15,7 +15,16 @@ from dropserve.errors import RequestError, ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1, v2
 from dropserve.serving.instances import describe, describe_request, quote
-from dropserve.serving.parameters import PREFIX, SUFFIX, Limits, check_size, read_coverage, read_settings
+from dropserve.serving.outcome import tolerance_unit
+from dropserve.serving.parameters import (
+    PREFIX,
+    SUFFIX,
+    Limits,
+    check_size,
+    read_coverage,
+    read_settings,
+    read_tolerance,
+)
 from dropserve.serving.query import Answer, Array, Query
 
 JSON = "application/json"
@@ -125,7 +134,10 @@ class Codec:
             if asked:
                 raise RequestError(self._refuse_settings(next(iter(asked))), reason="parameters")
             return Query(inputs)
-        query = Query(inputs, read_settings(asked, self._limits), read_coverage(asked))
+        tolerance = read_tolerance(asked)
+        if tolerance is not None:
+            tolerance_unit(self._manifest)
+        query = Query(inputs, read_settings(asked, self._limits), read_coverage(asked), tolerance)
         assert query.settings is not None  # noqa: S101  # for the type checker
         check_size(query.settings, query.rows, self._numbers, self._limits)
         return query

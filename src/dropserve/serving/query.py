@@ -26,11 +26,14 @@ class Query:
         inputs: for the name of each input, its rows [B, ...] in the dtype of the signature.
         settings: Monte Carlo settings; None asks for the deterministic answer.
         coverage: how often sets and intervals shall hold the truth, in parts per thousand.
+        tolerance: Monte Carlo error at which a row may stop, in parts per thousand (``serving.early``);
+            None runs all samples.
     """
 
     inputs: Mapping[str, Array]
     settings: Settings | None = None
     coverage: int = COVERAGE
+    tolerance: int | None = None
 
     @property
     def rows(self) -> int:
@@ -51,6 +54,8 @@ class Answer:
         calibrated: what calibration adds to a Monte Carlo answer; None if it does not apply.
         uncalibrated: why it does not, in words.
         coverage: of sets and intervals, in parts per thousand.
+        tolerance: the effective one.
+        samples: where there was a tolerance, how many samples each row took [B].
     """
 
     values: Mapping[str, Float]
@@ -59,3 +64,5 @@ class Answer:
     calibrated: Calibrated | None = None
     uncalibrated: str | None = None
     coverage: int = COVERAGE
+    tolerance: int | None = None
+    samples: NDArray[np.int64] | None = None

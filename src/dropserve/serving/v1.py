@@ -57,8 +57,11 @@ def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> 
     if answer.settings is not None:
         for prediction, found in zip(document["predictions"], rows_of(answer, labels), strict=True):
             prediction["calibrated"] = found
+        if answer.samples is not None:
+            for prediction, count in zip(document["predictions"], answer.samples.tolist(), strict=True):
+                prediction["uncertainty"]["samples"] = count
         document["calibration"] = calibration_of(answer)
-        document["parameters"] = effective(answer.settings, answer.coverage)
+        document["parameters"] = effective(answer)
     return document
 
 

@@ -4,7 +4,9 @@ Outputs by task. Classification: ``label`` (BYTES), ``probabilities``; Monte Car
 ``standard_deviation``, ``predictive_entropy``, ``expected_entropy``, ``mutual_information`` and
 ``variation_ratio``. Regression: ``value``, and ``standard_deviation``. Any other task: the model's own
 outputs, and with Monte Carlo ``NAME.standard_deviation``. ``standard_error`` is there when there were
-samples enough to tell.
+samples enough to tell, ``samples`` when there was a tolerance. A calibrated version adds
+``calibrated_probabilities``, ``prediction_set`` (BOOL, by class), ``out_of_distribution`` and its score; or
+``calibrated_standard_deviation``, ``epistemic``, ``aleatoric``, ``interval_low`` and ``interval_high``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dropserve.serving.tensors import (
     to_json,
 )
 from dropserve.signature import TensorSpec
+from dropserve.uncertainty.answers import CalibratedClasses, CalibratedValues
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 _DOUBT = ("predictive_entropy", "expected_entropy", "mutual_information", "variation_ratio")
@@ -179,7 +182,9 @@ def encode(
     if wanted.id is not None:
         document["id"] = wanted.id
     if answer.settings is not None:
-        document["parameters"] = effective(answer.settings, answer.coverage)
+        document["parameters"] = effective(answer)
+        if answer.uncalibrated is not None:
+            document["parameters"]["uncalibrated"] = answer.uncalibrated
     return {**document, "outputs": entries}, bytes(binary)
 
 
@@ -204,7 +209,30 @@ def outputs(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) ->
             found[f"{prefix}standard_error"] = statistics.standard_error.reshape(values.shape)
         if isinstance(statistics, ClassificationStatistics):
             found |= {key: getattr(statistics, key) for key in _DOUBT}
-    return found
+    if answer.samples is not None:
+        found["samples"] = answer.samples
+    return found | _calibrated(answer)
+
+
+def _calibrated(answer: Answer) -> dict[str, Tensor]:
+    """What calibration adds; an interval is left out where one of its ends would be infinite."""
+    found = answer.calibrated
+    tensors: dict[str, Tensor] = {}
+    if isinstance(found, CalibratedClasses):
+        tensors["calibrated_probabilities"] = found.probabilities
+        tensors["prediction_set"] = found.sets(answer.coverage)
+        tensors["out_of_distribution_score"] = found.strangeness
+        if found.ood.threshold is not None:
+            tensors["out_of_distribution"] = found.out_of_distribution
+    if not isinstance(found, CalibratedValues):
+        return tensors
+    low, high = found.intervals(answer.coverage)
+    tensors["calibrated_standard_deviation"] = found.total
+    tensors["epistemic"] = found.epistemic
+    tensors["aleatoric"] = found.aleatoric
+    if np.isfinite(low).all() and np.isfinite(high).all():
+        tensors |= {"interval_low": low, "interval_high": high}
+    return tensors
 
 
 def _dtype(manifest: VersionManifest, name: str) -> np.dtype[np.generic]:
