@@ -5,6 +5,7 @@ Every block maps [batch, 16] to [batch, 16], so that any order and nesting is a 
 
 from __future__ import annotations
 
+import inspect
 import random
 
 import numpy as np
@@ -215,6 +216,12 @@ def compose(seed: int, trap: type[nn.Module] | None = None) -> nn.Module:
     if trap is not None:
         spot.insert(place, trap())
     return nn.Sequential(*_built(blocks), nn.Linear(WIDTH, 3))
+
+
+def places(trap: type[nn.Module]) -> tuple[str, ...]:
+    """``file:line`` of the lines of a trap that may be named as its place."""
+    lines, start = inspect.getsourcelines(trap)
+    return tuple(f"composed.py:{start + i}" for i, line in enumerate(lines) if "# PLACE" in line)
 
 
 def _blocks(rng, depth):

@@ -17,6 +17,7 @@ from dropserve.signature import TensorSpec, parse_input
 
 HERE = Path(__file__).parent
 MARKER = "# PLACE"
+SETTINGS = ExportSettings()
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Animal:
         inputs: what it takes.
         check: the check that must refuse it; empty for a correct model.
         places: ``file:line`` of the lines that may be named as the fault's place.
+        formats: what it can be exported to; a few sound models cannot be TorchScript.
     """
 
     name: str
@@ -38,10 +40,14 @@ class Animal:
     inputs: tuple[TensorSpec, ...]
     check: str
     places: tuple[str, ...]
+    formats: tuple[str, ...]
 
     def subject(self) -> Subject:
         torch.manual_seed(len(self.name))
         return Subject(self.name, self.build().eval(), self.inputs)
+
+    def settings(self) -> ExportSettings:
+        return ExportSettings.model_validate({"formats": self.formats})
 
 
 def broken() -> list[Animal]:
@@ -50,10 +56,6 @@ def broken() -> list[Animal]:
 
 def correct() -> list[Animal]:
     return _animals("correct")
-
-
-def settings() -> ExportSettings:
-    return ExportSettings()
 
 
 def _animals(kind: str) -> list[Animal]:
@@ -71,7 +73,8 @@ def _animals(kind: str) -> list[Animal]:
             texts = zip(arguments, cls.INPUTS, strict=True)
             inputs = tuple(parse_input(text, name=argument) for argument, text in texts)
             check, places = getattr(cls, "CHECK", ""), _places(file, lines, cls)
-            found.append(Animal(name, file, cls, inputs, check, places))
+            formats = getattr(cls, "FORMATS", ("onnx", "torchscript"))
+            found.append(Animal(name, file, cls, inputs, check, places, formats))
     return found
 
 

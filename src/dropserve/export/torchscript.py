@@ -66,21 +66,39 @@ def export_torchscript(program: nn.Module, examples: Sequence[torch.Tensor], pat
         What the tracer warned of in the model's own files: values of this run that the trace has fixed.
 
     Raises:
+        ExportError: if the model cannot be traced, or the trace not be written.
+    """
+    traced, notes = trace(program, examples)
+    with quiet():
+        try:
+            torch.jit.save(traced, str(path))
+        except OSError:
+            raise
+        except Exception as error:
+            raise _refused(error) from error
+    return notes
+
+
+def trace(program: nn.Module, examples: Sequence[torch.Tensor]) -> tuple[Any, tuple[str, ...]]:
+    """Trace a program as :func:`export_torchscript` does, and keep it in memory.
+
+    Raises:
         ExportError: if the model cannot be traced.
     """
     with quiet() as caught, torch.no_grad():
         try:
             traced = torch.jit.trace(program, tuple(examples), check_trace=False, strict=False)
-            torch.jit.save(traced, str(path))
-        except OSError:
-            raise
         except Exception as error:
-            raise ExportError(
-                f"the model cannot be traced to TorchScript: {cause(error)}. Change that line, or leave "
-                '"torchscript" out of formats in export/checks.toml.'
-            ) from error
+            raise _refused(error) from error
     own = [warning for warning in caught if issubclass(warning.category, TracerWarning) and _is_own(warning)]
-    return tuple(_short(warning) for warning in own)
+    return traced, tuple(_short(warning) for warning in own)
+
+
+def _refused(error: Exception) -> ExportError:
+    return ExportError(
+        f"the model cannot be traced to TorchScript: {cause(error)}. Change that line, or leave "
+        '"torchscript" out of formats in export/checks.toml.'
+    )
 
 
 def _load(path: Path) -> Any:

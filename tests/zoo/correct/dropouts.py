@@ -191,24 +191,37 @@ class MonteCarloFlagOff(nn.Module):
 
 
 class GuardedNoise(nn.Module):
-    """Noise, stochastic depth and random slopes that only training has."""
+    """Noise and stochastic depth that only training has."""
 
     INPUTS = ("16",)
 
     def __init__(self):
         super().__init__()
-        self.fc1, self.fc2, self.act = nn.Linear(16, 16), nn.Linear(16, 4), nn.RReLU()
+        self.fc1, self.fc2 = nn.Linear(16, 16), nn.Linear(16, 4)
 
     def forward(self, x):
-        y = self.act(self.fc1(x))
+        y = torch.relu(self.fc1(x))
         if self.training:
             y = y + 0.1 * torch.randn_like(y)
             y = y * torch.bernoulli(torch.full((x.shape[0], 1), 0.9)) / 0.9
         return self.fc2(x + y)
 
 
+class RandomSlopes(nn.Module):
+    INPUTS = ("16",)
+    FORMATS = ()  # torch's exporter has no ONNX function for it
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(16, 4), nn.RReLU()
+
+    def forward(self, x):
+        return self.act(self.fc(x))
+
+
 class TracedInEval(nn.Module):
     INPUTS = ("16",)
+    FORMATS = ()  # torch.export does not follow TorchScript
 
     def __init__(self):
         super().__init__()
@@ -222,6 +235,7 @@ class TracedInEval(nn.Module):
 
 class ScriptedPart(nn.Module):
     INPUTS = ("16",)
+    FORMATS = ()  # torch.export does not follow TorchScript
 
     def __init__(self):
         super().__init__()

@@ -68,6 +68,7 @@ class _Double(torch.autograd.Function):
 
 class CustomGradient(nn.Module):
     INPUTS = ("8",)
+    FORMATS = ("onnx",)  # TorchScript files hold no Python function
 
     def __init__(self):
         super().__init__()
@@ -180,6 +181,7 @@ class CheckedInput(nn.Module):
     """Reads a value to refuse bad input, and computes nothing from it."""
 
     INPUTS = ("8",)
+    FORMATS = ()  # torch.export follows no decision taken from a value
 
     def __init__(self):
         super().__init__()
@@ -265,6 +267,7 @@ class IllConditioned(nn.Module):
     """Layers that multiply any difference: float32 rounding grows past a tolerance of 1e-5."""
 
     INPUTS = ("16",)
+    FORMATS = ()  # no other runtime rounds as torch does, and here that is all the answer
 
     def __init__(self):
         super().__init__()

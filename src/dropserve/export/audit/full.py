@@ -8,15 +8,17 @@ from pathlib import Path
 
 from torch import nn
 
-from dropserve.errors import DropoutError, ExportError
+from dropserve.errors import ExportError
 from dropserve.export import parity
-from dropserve.export.artefacts import Artefacts, build
+from dropserve.export.artefacts import build
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
 from dropserve.manifest import CheckRecord
 
 from . import run_audit
 from .catalogue import GRAPH
+
+EXPORTABLE = "exportable"
 
 
 def full_audit(
@@ -49,7 +51,7 @@ def full_audit(
     with tempfile.TemporaryDirectory() as folder:
         on_step("exporting to ONNX and TorchScript")
         try:
-            artefacts = _build(subject, Path(folder), settings)
+            artefacts = build(subject, Path(folder), settings, monte_carlo=_can_be_sampled(records))
         except ExportError as error:
             return [*records, _unexportable(error)]
         on_step("the graphs")
@@ -59,11 +61,8 @@ def full_audit(
     return records
 
 
-def _build(subject: Subject, folder: Path, settings: ExportSettings) -> Artefacts:
-    try:
-        return build(subject, folder, settings)
-    except DropoutError:  # dropout-sites has said so
-        return build(subject, folder, settings, monte_carlo=False)
+def _can_be_sampled(records: list[CheckRecord]) -> bool:
+    return any(record.name == "dropout-sites" and record.verdict == "passed" for record in records)
 
 
 def _unexportable(error: ExportError) -> CheckRecord:
@@ -73,6 +72,3 @@ def _unexportable(error: ExportError) -> CheckRecord:
         evidence=str(error),
         remedy="change that line, or leave the format out in export/checks.toml",
     )
-
-
-EXPORTABLE = "exportable"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from .places import is_user_file, short
 
@@ -12,8 +13,8 @@ _TORCHSCRIPT = re.compile(r"^\s*(?P<file>\S+\.py)\((?P<line>\d+)\): ", re.MULTIL
 
 def written_place(text: str, path: str = "", kind: str = "") -> str:
     """The innermost line of the user's in a written stack, with the module if it is known."""
-    found = [*_PYTHON.finditer(text)][::-1] or [*_TORCHSCRIPT.finditer(text)]
-    own = [match for match in found if "/" in match["file"] and _is_own(match["file"])]
+    found = [*_TORCHSCRIPT.finditer(text), *[*_PYTHON.finditer(text)][::-1]]
+    own = [match for match in found if _is_own(match["file"])]
     name = f"{path} ({kind})" if path and kind else path or kind
     line = f"{short(own[0]['file'])}:{own[0]['line']}" if own else ""
     return " at ".join(part for part in (name, line) if part)
@@ -30,4 +31,4 @@ def module_of(scopes: dict[str, tuple[str, object]]) -> tuple[str, str]:
 
 def _is_own(file: str) -> bool:
     # Exporters shorten the paths of installed packages: torch/fx/... is no file of the user's.
-    return file.startswith(("/", "\\")) | (file[1:2] == ":") and is_user_file(file)
+    return Path(file).is_absolute() and is_user_file(file)
