@@ -91,7 +91,7 @@ def distance(expected: torch.Tensor, got: torch.Tensor) -> float:
         expected: [samples, ...].
         got: [samples, ...].
     """
-    a, b = (t.double().flatten(1) for t in (expected, got))
+    a, b = (t.double().reshape(len(t), -1) for t in (expected, got))
     finite = a.isfinite().all(0) & b.isfinite().all(0)
     a, b = a[:, finite], b[:, finite]
     scale = a.abs().max().item() if a.numel() else 0.0
