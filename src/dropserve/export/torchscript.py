@@ -8,6 +8,7 @@ folds BatchNorm into convolutions, which moves the answer; it bought nothing mea
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ class ScriptProgram:
     def save(self, path: Path) -> None:
         """Write the loaded program again."""
         with quiet():
-            torch.jit.save(self.module, str(path))
+            _write(self.module, path)
 
 
 def export_torchscript(program: nn.Module, examples: Sequence[torch.Tensor], path: Path) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ def export_torchscript(program: nn.Module, examples: Sequence[torch.Tensor], pat
     traced, notes = trace(program, examples)
     with quiet():
         try:
-            torch.jit.save(traced, str(path))
+            _write(traced, path)
         except OSError:
             raise
         except Exception as error:
@@ -92,6 +93,13 @@ def trace(program: nn.Module, examples: Sequence[torch.Tensor]) -> tuple[Any, tu
             raise _refused(error) from error
     own = [warning for warning in caught if issubclass(warning.category, TracerWarning) and _is_own(warning)]
     return traced, tuple(_short(warning) for warning in own)
+
+
+def _write(module: Any, path: Path) -> None:
+    """By way of memory: given a path, torch ends the whole process when the disk is full."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _refused(error: Exception) -> ExportError:
