@@ -3,8 +3,9 @@
 The digits recipe is trained on half of the rows and exported. The other half is split at random into
 calibration and test rows, 100 times, and each time sets are compared with the truth: the library's, by all
 three methods and beside MAPIE's, and those that the endpoint returns as JSON at its default settings.
-Given any pool of rows the theory of the mean coverage over such splits is exact (``quantiles.coverage_theory``).
-Its range is one of 99%: there are eight, and a range of 95% would miss one of eight in every third trial.
+Given any pool of rows the theory of the mean coverage over such splits is exact
+(``quantiles.coverage_theory``). Its range is one of 99%: there are eight, and one of 95% would miss one of
+the eight in every third trial.
 
     python benchmarks/conformal_coverage.py [--splits 100] [--json PATH]
 """

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dropserve.cli import predict
+from dropserve.client.results import read_answer
 from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import draw
 from dropserve.dropout.statistics import classification, softmax
@@ -164,6 +166,21 @@ def test_a_row_that_overflows_is_refused_and_its_batch_mate_is_calibrated(versio
     assert answer.calibrated is not None
 
 
+def test_the_client_and_the_command_read_them(version: Version) -> None:
+    answer = read_answer(ask(version, rows(30), mc_coverage=600))
+    assert answer.calibration["reason"] is None
+    lines = [predict._guaranteed(prediction, answer) or "" for prediction in answer]
+    for prediction, line in zip(answer, lines, strict=True):
+        assert prediction.calibrated is not None
+        labels = ", ".join(prediction.calibrated["prediction_set"]) or "none of the classes"
+        assert line.startswith(f"[bold]{labels}[/] in 60% of cases")
+        assert line.endswith("calibrated on[/]") == prediction.calibrated["out_of_distribution"]
+    assert len(set(lines)) > 3
+    plain = read_answer(ask(version, rows(1), mc_samples=20))
+    assert plain[0].calibrated is None
+    assert predict._guaranteed(plain[0], plain) is None
+
+
 @pytest.mark.parametrize("targets", [1, 2])
 def test_a_regressor_gets_deviations_and_an_interval(
     publish_version: Publish, tmp_path: Any, mlp: Any, targets: int
@@ -192,10 +209,14 @@ def test_a_regressor_gets_deviations_and_an_interval(
         assert np.allclose(c["interval"], [np.squeeze(low[row]), np.squeeze(high[row])], rtol=1e-4)
         assert np.allclose(c["epistemic"], np.squeeze(samples.std(0)[row]), rtol=1e-4)
         assert np.allclose(np.square(c["aleatoric"]), np.squeeze(noise), rtol=1e-6)
+    answer = read_answer(ask(version, rows(1), mc_coverage=800))
+    assert (predict._guaranteed(answer[0], answer) or "").startswith("between ")
     everything = ask(version, rows(1), mc_coverage=999)
     ends = everything["predictions"][0]["calibrated"]["interval"]
     assert ends == ([None, None] if targets == 1 else [[None, None], [None, None]])
     assert everything["calibration"]["notes"]
+    unbounded = read_answer(everything)
+    assert targets == 2 or predict._guaranteed(unbounded[0], unbounded) is None
 
 
 def test_a_calibration_from_the_future_is_refused_on_loading(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dropserve.errors import UsageError
@@ -57,6 +58,8 @@ def predict(
         if len(answer) > 1:
             console.print(f"[dim]instance {row}[/]")
         _show(console, prediction)
+        if line := _guaranteed(prediction, answer):
+            console.print(line, highlight=False)
     if len(answer) > _SHOWN_ROWS:
         console.print(f"[dim]... and {len(answer) - _SHOWN_ROWS} more; --json prints all[/]")
     if answer.parameters:
@@ -149,6 +152,22 @@ def _words(doubt: Uncertainty, classes: int) -> str:
     )
 
 
+def _guaranteed(prediction: Prediction, answer: Answer) -> str | None:
+    """The prediction set or interval, and whether the row looks strange; None without calibration."""
+    found, coverage = prediction.calibrated, answer.parameters.get("mc_coverage")
+    if found is None or not isinstance(coverage, int):
+        return None
+    if "interval" in found:
+        low, high = found["interval"]
+        if low is None or high is None:
+            return None  # too few calibration rows: anything is possible
+        return f"between {_number(low)} and {_number(high)} in {coverage / 10:g}% of cases"
+    labels = ", ".join(map(escape, found["prediction_set"])) or "none of the classes"
+    line = f"[bold]{labels}[/] in {coverage / 10:g}% of cases"
+    strange = found.get("out_of_distribution")
+    return f"{line}; [yellow]unlike the rows that it was calibrated on[/]" if strange else line
+
+
 def _number(value: Any) -> str:
     if isinstance(value, float | int):
         return f"{value:.6g}"
@@ -160,7 +179,9 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     from dataclasses import asdict  # noqa: PLC0415  # one output form of several
 
     rows = [{k: v for k, v in asdict(p).items() if v is not None} for p in answer]
-    return {"predictions": rows} | ({"parameters": dict(answer.parameters)} if answer.parameters else {})
+    document: dict[str, Any] = {"predictions": rows}
+    document |= {"calibration": dict(answer.calibration)} if answer.calibration else {}
+    return document | ({"parameters": dict(answer.parameters)} if answer.parameters else {})
 
 
 def _say_next(console: Console, answer: Answer, *, mc: bool) -> None:

@@ -39,13 +39,14 @@ class Asking:
         samples: int | None,
         seed: int | None,
         scheme: str | None,
+        coverage: int | None = None,
     ) -> tuple[str, bytes]:
         """The path and the body of a request.
 
         Raises:
             UsageError: if the arguments cannot make one.
         """
-        given = {"mc_samples": samples, "mc_seed": seed, "mc_scheme": scheme}
+        given = {"mc_samples": samples, "mc_seed": seed, "mc_scheme": scheme, "mc_coverage": coverage}
         parameters = {name: value for name, value in given.items() if value is not None}
         if parameters and not (mc or model.endswith(SUFFIX)):
             raise UsageError(f"{', '.join(parameters)}: only Monte Carlo takes settings; add mc=True")

@@ -42,6 +42,7 @@ class Client(Asking):
         samples: int | None = None,
         seed: int | None = None,
         scheme: str | None = None,
+        coverage: int | None = None,
     ) -> Answer:
         """Ask for predictions.
 
@@ -52,13 +53,16 @@ class Client(Asking):
             samples: Monte Carlo samples; the server's default otherwise.
             seed: of the masks; the same seed gives the same answer. -1 lets the server draw one.
             scheme: ``balanced`` or ``iid``.
+            coverage: how often prediction sets and intervals shall hold the truth, in parts per thousand.
 
         Raises:
             RequestError: if the server refuses the request; the message is the server's.
             ServerError: if the server is down, too busy, or does not serve the model.
             UsageError: if the arguments cannot make a request.
         """
-        path, body = self.request(model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme)
+        path, body = self.request(
+            model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme, coverage=coverage
+        )
         attempt = 0
         while True:
             try:
@@ -107,9 +111,12 @@ class AsyncClient(Asking):
         samples: int | None = None,
         seed: int | None = None,
         scheme: str | None = None,
+        coverage: int | None = None,
     ) -> Answer:
         """As :meth:`Client.predict`."""
-        path, body = self.request(model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme)
+        path, body = self.request(
+            model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme, coverage=coverage
+        )
         attempt = 0
         while True:
             try:

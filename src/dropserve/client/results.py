@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 Number = float | list[Any]
@@ -41,6 +41,8 @@ class Prediction:
         value: regression: in the unit of the target; a list if there are several targets.
         outputs: any other task: by name.
         uncertainty: with Monte Carlo.
+        calibrated: with Monte Carlo, as the server sent it: calibrated probabilities and a prediction set, or
+            deviations and an interval; None where :attr:`Answer.calibration` says why.
     """
 
     label: str | None = None
@@ -48,6 +50,7 @@ class Prediction:
     value: Number | None = None
     outputs: dict[str, Number] | None = None
     uncertainty: Uncertainty | None = None
+    calibrated: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ class Answer(Sequence[Prediction]):
     Attributes:
         predictions: in the order of the instances.
         parameters: effective Monte Carlo settings; empty without Monte Carlo.
+        calibration: what the calibrated fields rest on; its ``reason`` says why there are none.
     """
 
     predictions: tuple[Prediction, ...]
     parameters: Mapping[str, int | str]
+    calibration: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @overload
     def __getitem__(self, index: int) -> Prediction: ...
@@ -83,7 +88,7 @@ def read_answer(document: Mapping[str, Any]) -> Answer:
         KeyError, TypeError, AttributeError: if it is no such answer.
     """
     predictions = tuple(_prediction(entry) for entry in document["predictions"])
-    return Answer(predictions, document.get("parameters", {}))
+    return Answer(predictions, document.get("parameters", {}), document.get("calibration", {}))
 
 
 def _prediction(entry: Mapping[str, Any]) -> Prediction:
@@ -95,4 +100,5 @@ def _prediction(entry: Mapping[str, Any]) -> Prediction:
         value=entry.get("value"),
         outputs=entry.get("outputs"),
         uncertainty=doubt and Uncertainty(**{k: v for k, v in doubt.items() if k in known}),
+        calibrated=entry.get("calibrated"),
     )
