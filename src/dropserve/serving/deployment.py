@@ -21,11 +21,13 @@ from dropserve.manifest import VersionManifest
 from dropserve.serving.graphs import Backend
 from dropserve.serving.parameters import SUFFIX
 from dropserve.serving.runtime import LOOPBACK, cores, free_ports, java, torchserve_home
+from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, endpoint_config, escape, read_properties
 from dropserve.store import Stored
 
 _LONGEST_SOCKET = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; TorchServe adds a name
 _CONFIG = "model-config.yaml"
+_METRICS = "metrics.yaml"
 
 
 class Endpoint(BaseModel):
@@ -145,6 +147,7 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             command=_command(program, home, folder, scratch, properties, options.log_config),
             environment=_environment(run_dir.absolute() / "logs", scratch, program, endpoints),
         )
+        _write_metrics_config(home, folder)
         _write_properties(deployment, properties, ports[2:])
         (folder / "deployment.json").write_text(deployment.model_dump_json(indent=1), "utf-8")
     except BaseException:
@@ -242,11 +245,19 @@ def threads_per_worker(endpoints: Sequence[Endpoint]) -> int:
     return max(1, cores() // max(1, sum(endpoint.workers for endpoint in endpoints)))
 
 
+def _write_metrics_config(home: Path, folder: Path) -> None:
+    import yaml  # noqa: PLC0415  # hosts only
+
+    shipped = yaml.safe_load((home / "ts" / "configs" / "metrics.yaml").read_text("utf-8"))
+    (folder / _METRICS).write_text(json.dumps(metrics_config(shipped), indent=1), "utf-8")
+
+
 def _write_properties(deployment: Deployment, properties: Properties, grpc: Sequence[int]) -> None:
     d = deployment
     decided = {
         "inference_address": d.url,
         "management_address": f"http://{LOOPBACK}:{d.management_port}",
+        "metrics_config": str(d.folder / _METRICS),
         "metrics_address": f"http://{LOOPBACK}:{d.metrics_port}",
         "grpc_inference_address": LOOPBACK,
         "grpc_inference_port": str(grpc[0]),

@@ -13,7 +13,7 @@ import httpx
 
 from dropserve.errors import ServerError
 from dropserve.serving.deployment import Deployment, Endpoint
-from dropserve.serving.handler import LOAD_FAILED
+from dropserve.serving.handler import LOAD_FAILED, WARM_HEADER
 from dropserve.serving.runtime import LOOPBACK, ProcessId
 
 Progress = Callable[[str], None]
@@ -97,7 +97,7 @@ class Frontend:
     def _warm(self, endpoint: Endpoint, deadline: float, seconds: float) -> None:
         body = self.deployment.example(endpoint)
         url = f"{self.deployment.url}/predictions/{endpoint.name}"
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", WARM_HEADER: "1"}
         with httpx.Client(timeout=30, headers=headers) as http:
             while (problem := _ask(http, url, body)) is not None:
                 self._check(deadline, seconds, f"{endpoint.name} does not answer its example: {problem}")

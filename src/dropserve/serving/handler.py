@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -17,9 +19,11 @@ from dropserve.serving.parameters import SUFFIX, Limits
 from dropserve.serving.predictor import Predictor
 from dropserve.serving.protocol import Call, Codec, Reply, error_reply, failure_reply
 from dropserve.serving.query import Answer
+from dropserve.serving.tally import Tally, start_reporting
 from dropserve.store import open_folder
 
 LOAD_FAILED = "dropserve cannot load"  # the lifecycle looks for this line in the model's log
+WARM_HEADER = "x-dropserve-warm"
 _MAX_RESPONSE = 6_500_000  # TorchServe's default bound is 6,553,500; an answer over it kills the worker
 _WARM_ROUNDS = 3
 log = logging.getLogger("dropserve.serving")
@@ -65,7 +69,9 @@ class Handler:
         both = self._predictor.has_plain and self._predictor.has_monte_carlo
         doubt = endpoint.endswith(SUFFIX) if both else self._predictor.has_monte_carlo
         self._codec = Codec(version.manifest, monte_carlo=doubt, limits=limits)
+        self._tally = Tally(endpoint, version.manifest.version)
         self._warm()
+        start_reporting(self._tally)
 
     def _warm(self) -> None:
         """Answer the example row until the runtime has settled; a model that cannot is not served."""
@@ -98,23 +104,41 @@ class Handler:
         ids = [str(context.get_request_id(index)) for index in range(len(data))]
         replies: dict[int, Reply] = {}
         calls: dict[int, Call] = {}
+        warming: set[int] = set()  # they are no traffic
         for index, row in enumerate(data):
             try:
-                calls[index] = self._codec.decode(_body(row), _headers(context, index))
+                headers = _headers(context, index)
+                calls[index] = self._codec.decode(_body(row), headers)
+                if WARM_HEADER in headers:
+                    warming.add(index)
             except Exception as error:  # noqa: BLE001  # one request must not cost the batch
-                replies[index] = _refusal(error, ids[index])
+                replies[index] = self._refusal(error, ids[index])
+        start = time.perf_counter()
         results = self._predictor.answer([call.query for call in calls.values()])
+        self._tally.worked(time.perf_counter() - start)
         for (index, call), result in zip(calls.items(), results, strict=True):
-            replies[index] = self._reply(call, result, ids[index])
+            replies[index] = self._reply(call, result, ids[index], counts=index not in warming)
         return [replies[index] for index in range(len(data))]
 
-    def _reply(self, call: Call, result: Answer | Exception, request_id: str) -> Reply:
+    def _reply(self, call: Call, result: Answer | Exception, request_id: str, *, counts: bool) -> Reply:
         if isinstance(result, Exception):
-            return _refusal(result, request_id)
+            return self._refusal(result, request_id)
         try:
-            return self._bounded(call.encode(result))
+            reply = self._bounded(call.encode(result))
+            if counts:
+                self._tally.answered(result)
         except Exception as error:  # noqa: BLE001  # one request must not cost the batch
-            return _refusal(error, request_id)
+            return self._refusal(error, request_id)
+        return reply
+
+    def _refusal(self, error: Exception, request_id: str) -> Reply:
+        if isinstance(error, RequestError):
+            self._tally.rejected(error.reason)
+            return error_reply(error)
+        self._tally.failed()
+        cause = "".join(traceback.format_exception(error))
+        log.error("%s", json.dumps({"event": "failed", "request_id": request_id, "cause": cause}))
+        return failure_reply(request_id)
 
     def _bounded(self, reply: Reply) -> Reply:
         size = len(reply.body)
@@ -126,13 +150,6 @@ class Handler:
                 reason="too_large",
             )
         return reply
-
-
-def _refusal(error: Exception, request_id: str) -> Reply:
-    if isinstance(error, RequestError):
-        return error_reply(error)
-    log.error("request %s failed: %s", request_id, error, exc_info=error)
-    return failure_reply(request_id)
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

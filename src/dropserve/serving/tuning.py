@@ -27,6 +27,7 @@ _DECIDED = {
     "inference_address": "--port",
     "management_address": "it is private, for readiness alone",
     "metrics_address": "--metrics-port",
+    "metrics_config": "our own figures stand in it",
     "grpc_inference_port": "its answers drop parameters, so it is not offered",
     "grpc_management_port": "it is not offered",
     "load_models": "dropserve serve NAME...",
