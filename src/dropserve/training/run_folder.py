@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from dropserve.errors import TrainingError
@@ -33,8 +33,10 @@ def write_weights(folder: Path, model: nn.Module) -> None:
         raise TrainingError(
             f"{', '.join(other)} in the model's state is no tensor; only tensors can be stored"
         )
-    # clone: safetensors refuses tensors that share memory.
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, folder / WEIGHTS)
+    # clone: safetensors refuses tensors that share memory. Written by us: its own errors are no OSError,
+    # which is what tells the store of a full disk.
+    content = save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()})
+    (folder / WEIGHTS).write_bytes(content)
 
 
 def write_source(folder: Path, model: ModelClass, arguments: dict[str, Any]) -> SourceRecord:
