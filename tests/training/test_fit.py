@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dropserve.errors import TrainingError, UsageError
-from dropserve.model import load_class
+from dropserve.model import build_served, load_class
+from dropserve.store import Store
 from dropserve.training.data import Dataset, load_dataset
 from dropserve.training.fit import Fitted, choose_device, fit, seeded
 from dropserve.training.learner import Batches, Epoch
 from dropserve.training.recipe import Recipe
-from dropserve.training.recipe_file import check_recipe
+from dropserve.training.recipe_file import RecipeFile, check_recipe
+from dropserve.training.run import prepare, train
 
 HERE = Path()
 
@@ -232,6 +234,37 @@ def test_a_last_batch_of_one_row_does_not_stop_batchnorm(recipe: dict[str, Any])
     rows = len(ready(recipe)[1].split.train)
     assert rows % 21 == 1
     assert run(recipe, batch_size=21, epochs=2).curve
+
+
+def test_a_model_that_works_in_place_on_its_input_harms_no_row(recipe: dict[str, Any]) -> None:
+    class InPlace(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x.mul_(2))
+
+    class Copying(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x * 2)
+
+    settings, dataset = ready(recipe)
+    before = dataset.features.copy()
+    curves = [
+        [row.validation_loss for row in fit(net, dataset, settings).curve] for net in (InPlace, Copying)
+    ]
+    assert curves[0] == curves[1]
+    np.testing.assert_array_equal(dataset.features, before)
+
+
+def test_a_model_with_lazy_layers_is_trained_like_any_other(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.LazyLinear(8), nn.ReLU(), nn.Dropout(0.3), nn.LazyLinear(3))\n"
+    )
+    recipe["model"] = {"class": "net.py:Net"}
+    file = RecipeFile(tmp_path / "recipe.toml", check_recipe(recipe, tmp_path / "recipe.toml"))
+    run, fitted = train(prepare(file), Store(tmp_path / "store"))
+    assert fitted.curve[-1].train_loss < 0.8 * fitted.curve[0].train_loss
+    again = build_served(run).model.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in fitted.model.state_dict().items())
 
 
 def test_shipped_models_are_seeded_from_their_first_weight(recipe: dict[str, Any]) -> None:

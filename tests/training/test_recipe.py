@@ -86,6 +86,14 @@ def test_every_mistake_is_reported_at_once(recipe: dict[str, Any]) -> None:
         ({"training": {"epochs": True}}, "training.epochs: got true; allowed: a whole number"),
         ({"training": {"epochs": 2.0}}, "training.epochs: got 2.0; allowed: a whole number"),
         (
+            {"model": {"class": "torch.nn:Flatten", "arguments": {"start_dim": [float("inf")]}}},
+            "model.arguments.start_dim: got inf; allowed: a table of the constructor's arguments: finite",
+        ),
+        (
+            {"data": {"source": "csv", "file": "x", "target": "y", "features": ["a", 3]}},
+            "data.features.1: got 3; allowed: a list of column names",
+        ),
+        (
             {"optimiser": {"learning_rate": float("nan")}},
             "optimiser.learning_rate: got nan; allowed: a number above",
         ),

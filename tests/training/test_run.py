@@ -163,7 +163,7 @@ def test_nothing_is_left_of_a_training_that_fails(
 def net(tmp_path: Path, forward: str) -> dict[str, Any]:
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n"
-        "        super().__init__()\n        self.a = nn.Linear(4, 5)\n"
+        f"        super().__init__()\n        self.a = {'nn.Linear(4, 5)' if 'self.a' in forward else '0'}\n"
         f"    def forward(self, x): return {forward}\n"
     )
     return {"class": "net.py:Net"}
@@ -178,6 +178,7 @@ def net(tmp_path: Path, forward: str) -> dict[str, Any]:
             ModelSourceError,
             r"Net cannot take 3 rows of iris, \[4\] float32.*mat1 and mat2",
         ),
+        ("x[:, :3]", TrainingError, "Net has no parameter that learns"),
         ("(self.a(x), x)", TrainingError, r"Net returns a tuple; expected one tensor of logits, \[rows, 3\]"),
         ("self.a(x)[:, :3] / 0", TrainingError, "answers NaN or infinity before any training"),
     ],

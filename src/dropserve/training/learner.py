@@ -65,7 +65,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self._generator is None:
-            yield from zip(self._rows.split(self._sizes), self._target.split(self._sizes), strict=True)
+            for rows, target in zip(
+                self._rows.split(self._sizes), self._target.split(self._sizes), strict=True
+            ):
+                yield rows.clone(), target  # a model may work in place on its input
             return
         order = torch.randperm(len(self._rows), generator=self._generator).to(self._rows.device)
         for chosen in order.split(self._sizes):

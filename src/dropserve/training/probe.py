@@ -36,6 +36,8 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
         ) from error
     finally:
         model.train(training)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(f"{type(model).__name__} has no parameter that learns; there is nothing to train")
     if not isinstance(output, torch.Tensor):
         raise TrainingError(
             f"{type(model).__name__} returns a {type(output).__name__}; expected one tensor of "

@@ -64,6 +64,7 @@ def _walk(
     """Follow an error's location: the keys as written, the model that holds the last, and its field."""
     keys: list[str] = []
     field: FieldInfo | None = None
+    inner: list[type[BaseModel]] = []
     variants: dict[str, type[BaseModel]] = {}
     for place, step in enumerate(map(str, location)):
         if step in variants:  # the tag of a union is no key of the recipe
@@ -72,9 +73,11 @@ def _walk(
         keys.append(step)
         if unknown and place == len(location) - 1:
             return keys, model, None
+        if field is not None and not inner:
+            break  # inside a list or a free table: one step in, and the field says what is allowed
         found = next((i for n, i in model.model_fields.items() if _key(n, i) == step), None)
         if found is None:
-            continue  # inside a list or a free table: the field above it says what is allowed
+            break
         field = found
         inner = _models(found.annotation)
         if len(inner) == 1:

@@ -38,7 +38,8 @@ class ModelTable(_Table):
         description="file.py:Class (relative to this recipe) or package.module:Class",
     )
     arguments: dict[str, JsonValue] = Field(
-        {}, description="a table of keyword arguments for the model's constructor"
+        {},
+        description="a table of the constructor's arguments: finite numbers, texts, booleans, lists, tables",
     )
 
 
