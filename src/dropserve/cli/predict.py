@@ -26,7 +26,7 @@ _SHOWN_ROWS = 5
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913  # one for each option
     model: Annotated[
         str | None, typer.Option(help="The model; the only one in the store by default.", show_default=False)
     ] = None,
@@ -39,6 +39,13 @@ def predict(
     url: Annotated[
         str | None, typer.Option(help="Where the server is; this project's by default.", show_default=False)
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="DROPSERVE_TOKEN", help="Where the server asks for one.", show_default=False),
+    ] = None,
+    certificates: Annotated[
+        Path | None, typer.Option("--ca", help="Certificates to trust, for HTTPS.", show_default=False)
+    ] = None,
     *,
     mc: Annotated[bool, typer.Option("--mc", help="Ask how sure the model is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -48,7 +55,8 @@ def predict(
 
     project = Project(Path.cwd())
     name = model or _only_model(project)
-    with Client(url or _own_url(project)) as client:
+    address, secret = (url, token) if url else _own_server(project)
+    with Client(address, token=token or secret, certificates=certificates) as client:
         answer = client.predict(name, _read(input_file), mc=mc, samples=samples, seed=seed)
     console = Console()
     if as_json:
@@ -76,13 +84,17 @@ def _only_model(project: Project) -> str:
     return names[0]
 
 
-def _own_url(project: Project) -> str | None:
-    """The address of this project's server, as it wrote it down; None if it wrote none."""
+def _own_server(project: Project) -> tuple[str | None, str | None]:
+    """The address and the token of this project's server, as it wrote them down; None where it did not."""
     try:
         deployment = json.loads((project.run_dir / "server.json").read_bytes())["deployment"]
-        return f"http://{deployment['host']}:{deployment['port']}"
+        scheme = "https" if deployment["tls"] else "http"
+        host = "127.0.0.1" if deployment["host"] == "0.0.0.0" else deployment["host"]  # noqa: S104
+        url = f"{scheme}://{host}:{deployment['port']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None, None
+    file = project.run_dir / "token"
+    return url, file.read_text("ascii") if file.is_file() else None
 
 
 def _read(file: str) -> Any:
@@ -159,7 +171,7 @@ def _guaranteed(prediction: Prediction, answer: Answer) -> str | None:
         return None
     if "interval" in found:
         low, high = found["interval"]
-        if low is None or high is None:
+        if None in (low, high) or (isinstance(low, list) and None in [*low, *high]):
             return None  # too few calibration rows: anything is possible
         return f"between {_number(low)} and {_number(high)} in {coverage / 10:g}% of cases"
     labels = ", ".join(map(escape, found["prediction_set"])) or "none of the classes"
