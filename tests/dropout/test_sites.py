@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import nn
 
+from dropserve.dropout.program import masked_program
 from dropserve.dropout.sites import find_sites
-from dropserve.errors import BatchAxisError, UnmaskableError
+from dropserve.errors import BatchAxisError, DropoutError, UnmaskableError
 from dropserve.manifest import Preprocessing
 from dropserve.model import ServedModel
 from dropserve.signature import TensorSpec, parse_input
@@ -283,3 +284,18 @@ def test_nothing_of_the_user_s_is_changed(network):
     assert np.array_equal(np.random.get_state()[1], generators[1])  # noqa: NPY002
     assert random.getstate() == generators[2]
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_a_model_that_fails_or_cannot_be_copied_says_so():
+    with pytest.raises(DropoutError, match=r"fails on inputs of shape \[3, 8\]"):
+        sites(lambda m, x: m.missing(x))
+    net = Net(lambda m, x: m.drop(x), drop=nn.Dropout(0.1), cached=(nn.Parameter(torch.ones(2)) * 2))
+    with pytest.raises(UnmaskableError, match="cannot be copied"):
+        find_sites(net, [parse_input("8")])
+
+
+def test_batch_statistics_need_other_rows_and_are_refused():
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    net = Net(lambda m, x: m.drop(m.norm(x)), norm=norm, drop=nn.Dropout(0.1))
+    with pytest.raises(BatchAxisError, match="one alone"):
+        masked_program(net, [parse_input("8")])

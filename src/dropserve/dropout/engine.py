@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dropserve.dropout.feeding import assembled, axis_lengths, repeat, row_count, tile
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT, common_block, draw, site_rates
 from dropserve.dropout.rows import (
     ALONE,
@@ -152,7 +153,7 @@ class MonteCarlo:
         Raises:
             UsageError: if the rows of the inputs differ in number, or there are none.
         """
-        rows = _rows(inputs)
+        rows = row_count(inputs)
         lengths = axis_lengths(inputs, self._specs) if self._variable else {}
         fixed: dict[str, Array] = dict(inputs)
         if self._steady_trunk is not None:
@@ -181,14 +182,14 @@ class MonteCarlo:
 
         def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
             some, these = chunk
-            fed = {name: _tile(array[these], some.stop - some.start) for name, array in fixed.items()}
+            fed = {name: tile(array[these], some.stop - some.start) for name, array in fixed.items()}
             count = these.stop - these.start
-            fed |= {name: _repeat(array[some], count) for name, array in masks.items()}
+            fed |= {name: repeat(array[some], count) for name, array in masks.items()}
             return some, these, run_padded(self._head, fed, max(1, quantum))
 
         chunks = self._chunks(rows, settings.samples - first, {**fixed, **masks}, quantum)
         parts = side_by_side(run, chunks, self._workers)
-        return {name: _assembled(name, parts, settings.samples - first, rows) for name in parts[0][2]}
+        return {name: assembled(name, parts, settings.samples - first, rows) for name in parts[0][2]}
 
     def _masks(self, lengths: Mapping[str, int], settings: Settings) -> dict[str, NDArray[np.float32]]:
         key, masks = self._last_masks
@@ -219,56 +220,6 @@ class MonteCarlo:
             deep = max(1, most // (these.stop - these.start))
             for sample in range(0, samples, deep):
                 yield slice(sample, min(sample + deep, samples)), these
-
-
-def axis_lengths(inputs: Arrays, specs: Sequence[TensorSpec]) -> dict[str, int]:
-    """The length of each variable axis in this request.
-
-    Raises:
-        UsageError: if one name has two lengths, or a length is above its maximum.
-    """
-    lengths: dict[str, int] = {}
-    for spec in specs:
-        for axis, size in zip(spec.shape, inputs[spec.name].shape[1:], strict=True):
-            if not isinstance(axis, Axis):
-                continue
-            if size > axis.maximum or lengths.setdefault(axis.name, size) != size:
-                raise UsageError(
-                    f"input {spec}: axis {axis.name} has length {size}; expected at most {axis.maximum}, and "
-                    f"the same ({lengths.get(axis.name, size)}) wherever the name appears"
-                )
-    return lengths
-
-
-def _assembled(
-    name: str, parts: Sequence[tuple[slice, slice, dict[str, Array]]], samples: int, rows: int
-) -> Array:
-    """One output [T, B, ...] from the chunks [t * b, ...]."""
-    first = parts[0][2][name]
-    if len(parts) == 1:
-        return first.reshape(samples, rows, *first.shape[1:])
-    whole = np.empty((samples, rows, *first.shape[1:]), first.dtype)
-    for some, these, found in parts:
-        whole[some, these] = found[name].reshape(-1, these.stop - these.start, *first.shape[1:])
-    return whole
-
-
-def _rows(inputs: Arrays) -> int:
-    counts = {name: len(array) for name, array in inputs.items()}
-    if len(set(counts.values())) != 1 or not min(counts.values()):
-        raise UsageError(f"rows of each input: {counts}; expected the same number everywhere, at least 1")
-    return next(iter(counts.values()))
-
-
-def _tile(array: Array, times: int) -> Array:
-    tiled = np.broadcast_to(array, (times, *array.shape))
-    return tiled.reshape(times * array.shape[0], *array.shape[1:])
-
-
-def _repeat(array: Array, times: int) -> Array:
-    return np.repeat(
-        array, times, axis=0
-    )  # a copy even once: cached masks are read-only, torch warns of that
 
 
 def _whole(value: object) -> bool:

@@ -1,10 +1,11 @@
-"""What a model returns, as named tensors."""
+"""What a model returns, as named tensors, and whether two such tensors agree."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dropserve.errors import DropoutError
@@ -47,3 +48,11 @@ def _collect(value: Any, name: str, found: dict[str, Tensor]) -> None:
             f"the model returns a {type(value).__name__} as {name or 'output'!r}; expected a tensor, or a "
             "tuple, list or dict of tensors"
         )
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two tensors have one shape and agree relative to their greatest value; NaN agrees with NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    scale = float(a.double().abs().nan_to_num(posinf=0.0).max()) if a.numel() else 0.0
+    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True)

@@ -13,10 +13,10 @@ from dropserve.dropout.calls import DropoutCall
 from dropserve.dropout.examples import example_rows
 from dropserve.dropout.masks import draw
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
-from dropserve.dropout.outputs import flatten_outputs
+from dropserve.dropout.outputs import close, flatten_outputs
 from dropserve.dropout.record import random_state_kept
-from dropserve.dropout.sites import Plan, close, find_plan
-from dropserve.errors import BatchAxisError, UnmaskableError
+from dropserve.dropout.sites import Plan, find_plan
+from dropserve.errors import BatchAxisError, DropserveError, UnmaskableError
 from dropserve.signature import Site, TensorSpec
 
 __all__ = ["MaskedProgram", "flatten_outputs", "masked_program"]
@@ -211,7 +211,15 @@ def _check_rows(program: MaskedProgram, rows: Sequence[Tensor], expected: Mappin
     masks = program.sample_masks(1, ROWS)  # another sample for each row
     together = program(*rows, *masks)
     for row in range(ROWS):
-        alone = program(*(tensor[row : row + 1] for tensor in (*rows, *masks)))
+        try:
+            alone = program(*(tensor[row : row + 1] for tensor in (*rows, *masks)))
+        except DropserveError:
+            raise
+        except Exception as error:
+            raise BatchAxisError(
+                f"the model runs on {ROWS} rows and fails on one alone: {type(error).__name__}: {error}. A "
+                "row must not need others; BatchNorm needs its running statistics."
+            ) from error
         for name, a, b in zip(program.output_names, together, alone, strict=True):
             if not close(a[row : row + 1], b, PARITY):
                 raise BatchAxisError(
