@@ -17,11 +17,13 @@ import httpx
 import psutil
 import pytest
 
-from dropserve.errors import ServerError, UsageError
+from dropserve.client import Client
+from dropserve.errors import RequestError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving import torchserve
-from dropserve.serving.deployment import Options, deploy
-from dropserve.serving.runtime import LOOPBACK, ProcessId, check_port, free_ports
+from dropserve.serving.deploy import deploy
+from dropserve.serving.deployment import Options
+from dropserve.serving.runtime import LOOPBACK, ProcessId, check_port, free_ports, java
 from dropserve.serving.supervisor import State, write_state
 from dropserve.store import Store, Stored
 
@@ -254,3 +256,53 @@ def test_a_server_runs_from_a_path_with_spaces_and_umlauts(tmp_path: Path, mlp_v
         assert ask(deployment.url).status_code == 200
     finally:
         torchserve.stop(run_dir)
+
+
+def test_other_machines_need_tls_and_a_token(run_dir: Path, mlp_version: Version) -> None:
+    with pytest.raises(UsageError, match=r"--host 0\.0\.0\.0: .* need TLS.*certificate_file.*--no-tls"):
+        deploy(run_dir, [mlp_version], options(host="0.0.0.0"))
+    assert not list(run_dir.glob("server-*"))
+    deployment = deploy(run_dir, [mlp_version], options(host="0.0.0.0", tls=False))
+    text = (deployment.folder / "config.properties").read_text("ascii")
+    assert "disable_token_authorization=false" in text
+    assert "inference_address=http://0.0.0.0:" in text
+    assert "management_address=http://127.0.0.1:" in text
+    assert deployment.folder.stat().st_mode & 0o077 == 0, "the token lies in it"
+    deployment.remove()
+
+
+@pytest.mark.slow
+def test_with_tls_and_token_only_who_has_both_gets_in(
+    run_dir: Path, mlp_version: Version, tmp_path: Path
+) -> None:
+    keytool = java().with_name("keytool")
+    store, certificate = tmp_path / "keys.p12", tmp_path / "server.pem"
+    common = ["-alias", "server", "-keystore", str(store), "-storepass", "secret"]
+    name = ["-keyalg", "RSA", "-dname", "CN=localhost", "-ext", "SAN=dns:localhost,ip:127.0.0.1"]
+    subprocess.run([keytool, "-genkeypair", *common, *name, "-storetype", "PKCS12"], check=True)
+    subprocess.run([keytool, "-exportcert", "-rfc", "-file", certificate, *common], check=True)
+    properties = tmp_path / "config.properties"
+    properties.write_text(f"keystore={store}\nkeystore_pass=secret\n")
+    chosen = options(host="0.0.0.0", properties=properties, monte_carlo=False)
+    deployment = torchserve.start(run_dir, [mlp_version], chosen)
+    assert deployment.url.startswith("https://127.0.0.1:")
+    token = run_dir / "token"
+    assert token.stat().st_mode & 0o077 == 0
+    row = [0.5, -1.0, 0.25, 2.0, 0.0, 1.0]
+    with Client(deployment.url, token=token.read_text(), certificates=certificate) as client:
+        assert client.predict("mlp", [row])[0].label in "abcd"
+    with (
+        Client(deployment.url, certificates=certificate) as client,
+        pytest.raises(ServerError, match="lets nobody in without its token"),
+    ):
+        client.predict("mlp", [row])
+    with Client(deployment.url, token=token.read_text()) as client, pytest.raises(ServerError, match="CERT"):
+        client.predict("mlp", [row])
+    plain = deployment.url.replace("https", "http")
+    with (
+        Client(plain, token=token.read_text()) as client,
+        pytest.raises(RequestError, match=r"only .* HTTPS"),
+    ):
+        client.predict("mlp", [row])
+    torchserve.stop(run_dir)
+    assert not token.exists()

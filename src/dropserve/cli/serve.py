@@ -26,7 +26,7 @@ _SHORT = 160  # characters of a body that a command line may hold
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0913  # one for each option
     names: Annotated[
         list[str] | None, typer.Argument(help="Models to serve; the only one in the store by default.")
     ] = None,
@@ -38,12 +38,18 @@ def serve(
         typer.Option(help="onnx or torchscript; replaces the one in model-config.yaml.", show_default=False),
     ] = None,
     port: Annotated[int, typer.Option(envvar="DROPSERVE_PORT", min=1, max=65535)] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback asks requests for a token.")
+    ] = "127.0.0.1",
     metrics_port: Annotated[
         int | None,
         typer.Option(help="Where Prometheus reads; any free one by default.", min=1, max=65535),
     ] = None,
     *,
     mc: Annotated[bool, typer.Option("--mc/--no-mc", help="Serve NAME-mc too, with uncertainty.")] = True,
+    tls: Annotated[
+        bool, typer.Option("--tls/--no-tls", help="With --host: HTTPS, or HTTP where something encrypts.")
+    ] = True,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay attached until SIGTERM or Ctrl-C: for containers.")
     ] = False,
@@ -64,6 +70,8 @@ def serve(
         properties=project.stage_file("serving/config.properties"),
         log_config=project.stage_file("serving/log4j2.xml"),
         port=port,
+        host=host,
+        tls=tls,
         metrics_port=metrics_port,
         backend=backend,
         monte_carlo=mc,
@@ -160,11 +168,20 @@ def _say_ready(console: Console, project: Project, deployment: Deployment, secon
     first = deployment.endpoints[0]
     example = _near(_example_file(project, deployment, first))
     console.print(
-        f"\nlogs: {_near(deployment.logs)}; figures: http://127.0.0.1:{deployment.metrics_port}/metrics\n"
+        f"{_token_note(project, deployment)}\nlogs: {_near(deployment.logs)}; figures: http://127.0.0.1:{deployment.metrics_port}/metrics\n"
         f"next: [bold]dropserve predict --model {first.model} --input {example}{doubt}[/]; "
         "[bold]dropserve stop[/] ends it",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _token_note(project: Project, deployment: Deployment) -> str:
+    if not deployment.tokens:
+        return ""
+    return (
+        f"\nclients need the token in {_near(project.run_dir / 'token')}; a server that is started again has "
+        "a new one"
     )
 
 
@@ -175,7 +192,12 @@ def _curl(project: Project, deployment: Deployment, endpoint: Endpoint) -> str:
     else:
         data = f"'{body}'"
     address = f"localhost:{deployment.port}/predictions/{endpoint.name}"
-    return f"  curl -s {address} -H 'content-type: application/json' -d {data}"
+    if deployment.tls:
+        address = f"https://{address}"
+    token = ""
+    if deployment.tokens:
+        token = f' -H "authorization: Bearer $(cat {_near(project.run_dir / "token")})"'
+    return f"  curl -s {address} -H 'content-type: application/json'{token} -d {data}"
 
 
 def _example_file(project: Project, deployment: Deployment, endpoint: Endpoint) -> Path:

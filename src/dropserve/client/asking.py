@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -13,7 +15,6 @@ from dropserve.client.results import Answer, read_answer
 from dropserve.errors import RequestError, ServerError, UsageError
 
 SUFFIX = "-mc"
-HEADERS = {"content-type": "application/json"}
 
 
 def default_url() -> str:
@@ -21,11 +22,30 @@ def default_url() -> str:
     return f"http://127.0.0.1:{os.environ.get('DROPSERVE_PORT') or 8080}"
 
 
+def trusted(url: str, certificates: Path | None) -> ssl.SSLContext | bool:
+    """What to check certificates against.
+
+    Raises:
+        UsageError: if the file cannot be read.
+    """
+    if not url.startswith("https:"):
+        return False  # nothing to check, and loading the system's certificates takes its time
+    if certificates is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(certificates))
+    except OSError as error:
+        raise UsageError(f"{certificates} cannot be read as certificates: {error}") from error
+
+
 class Asking:
     """What both clients share: all but the waiting."""
 
-    def __init__(self, url: str | None, retries: int) -> None:
+    def __init__(self, url: str | None, retries: int, token: str | None) -> None:
         self.url = (url or default_url()).rstrip("/")
+        self.headers = {"content-type": "application/json"}
+        if token := token or os.environ.get("DROPSERVE_TOKEN"):
+            self.headers["authorization"] = f"Bearer {token}"
         if retries < 0:
             raise UsageError(f"retries {retries}: expected 0 or more")
         self._retries = retries
@@ -91,6 +111,10 @@ class Asking:
             )
         if status == 404:
             raise ServerError(f"{self.url} serves no {endpoint}. Start it with: dropserve serve {endpoint}")
+        if status == 400 and "Token Authorization" in text:
+            raise ServerError(
+                f"{self.url} lets nobody in without its token: give token=..., or DROPSERVE_TOKEN"
+            )
         if 400 <= status < 500:
             raise RequestError(text, status=status, reason="refused")
         raise ServerError(f"{self.url} answered {status}: {text}")

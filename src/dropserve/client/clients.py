@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from dropserve.client.asking import HEADERS, Asking
+from dropserve.client.asking import Asking, trusted
 from dropserve.client.results import Answer
 
 
@@ -19,6 +20,8 @@ class Client(Asking):
         url: where it is; this machine's port 8080 (or ``DROPSERVE_PORT``) by default.
         timeout: seconds to wait for an answer.
         retries: how often to ask again when the server is too busy (503), after 0.1, 0.2, 0.4 s, ...
+        token: lets requests in where the server asks for one; ``DROPSERVE_TOKEN`` by default.
+        certificates: a file with the certificates to trust, for HTTPS; the system's by default.
         transport: an httpx transport, for tests and proxies.
     """
 
@@ -28,10 +31,18 @@ class Client(Asking):
         *,
         timeout: float = 30.0,
         retries: int = 3,
+        token: str | None = None,
+        certificates: Path | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(url, retries)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, headers=HEADERS)
+        super().__init__(url, retries, token)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=timeout,
+            transport=transport,
+            headers=self.headers,
+            verify=trusted(self.url, certificates),
+        )
 
     def predict(
         self,
@@ -95,11 +106,17 @@ class AsyncClient(Asking):
         *,
         timeout: float = 30.0,
         retries: int = 3,
+        token: str | None = None,
+        certificates: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, retries)
+        super().__init__(url, retries, token)
         self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=timeout, transport=transport, headers=HEADERS
+            base_url=self.url,
+            timeout=timeout,
+            transport=transport,
+            headers=self.headers,
+            verify=trusted(self.url, certificates),
         )
 
     async def predict(

@@ -1,33 +1,20 @@
-"""A folder with everything that one TorchServe needs: archives unpacked, settings written."""
+"""What a server is made of: endpoints, addresses, the command that starts it."""
 
 from __future__ import annotations
 
-import io
 import json
-import secrets
 import shutil
-import sys
-import tempfile
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dropserve.errors import CorruptStoreError, UsageError
-from dropserve.manifest import VersionManifest
 from dropserve.serving.graphs import Backend
-from dropserve.serving.parameters import SUFFIX
-from dropserve.serving.runtime import LOOPBACK, cores, free_ports, java, torchserve_home
-from dropserve.serving.tally import metrics_config
-from dropserve.serving.tuning import Properties, endpoint_config, escape, read_properties
-from dropserve.store import Stored
+from dropserve.serving.runtime import LOOPBACK
 
-_LONGEST_SOCKET = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; TorchServe adds a name
-_CONFIG = "model-config.yaml"
-_METRICS = "metrics.yaml"
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # told apart, not bound to
+_KEYS = "key_file.json"  # TorchServe writes it into its working folder
 
 
 class Endpoint(BaseModel):
@@ -57,6 +44,8 @@ class Deployment(BaseModel):
         scratch: where sockets are; within ``folder`` unless that path is too long for a socket.
         logs: where logs go.
         host: the address that it listens on.
+        tls: whether clients speak HTTPS.
+        tokens: whether requests must carry a token.
         port: the port that clients use.
         management_port: private, for readiness.
         metrics_port: figures for Prometheus.
@@ -70,6 +59,8 @@ class Deployment(BaseModel):
     scratch: Path
     logs: Path
     host: str = LOOPBACK
+    tls: bool = False
+    tokens: bool = False
     port: int
     management_port: int
     metrics_port: int
@@ -79,8 +70,20 @@ class Deployment(BaseModel):
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
-        return f"http://{self.host}:{self.port}"
+        """Where clients on this machine find it."""
+        host = LOOPBACK if self.host in EVERYWHERE else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    def authorization(self, kind: Literal["inference", "management"]) -> dict[str, str]:
+        """The header that lets a request in; empty where none is asked for.
+
+        Raises:
+            OSError, ValueError, KeyError: while the server has not written its tokens yet.
+        """
+        if not self.tokens:
+            return {}
+        key = json.loads((self.folder / _KEYS).read_bytes())[kind]["key"]
+        return {"authorization": f"Bearer {key}"}
 
     def example(self, endpoint: Endpoint) -> bytes:
         """A request with the example row of the model."""
@@ -101,6 +104,8 @@ class Options:
         properties: TorchServe's own settings.
         log_config: its log4j2 configuration.
         port: where clients find it.
+        host: the address to listen on; other than loopback, requests need a token.
+        tls: off lets clients of another machine speak HTTP, where something in front encrypts.
         metrics_port: for Prometheus; any free one by default.
         backend: overrides the one in ``model_config``.
         monte_carlo: whether models get their ``-mc`` endpoint.
@@ -110,171 +115,8 @@ class Options:
     properties: Path
     log_config: Path
     port: int = 8080
+    host: str = LOOPBACK
+    tls: bool = True
     metrics_port: int | None = None
     backend: Backend | None = None
     monte_carlo: bool = True
-
-
-def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: Options) -> Deployment:
-    """Prepare a folder from verified versions; nothing is started.
-
-    Args:
-        run_dir: the project's folder for run-time files.
-        versions: what to serve, each just opened and so just verified.
-        options: how.
-
-    Raises:
-        UsageError: if a setting is wrong.
-        CorruptStoreError: if an archive is not what the manifest says.
-        MissingExtraError: if TorchServe or its Java runtime is not installed.
-    """
-    properties = read_properties(options.properties)
-    program, home = java(), torchserve_home()
-    folder = (run_dir / f"server-{secrets.token_hex(4)}").absolute()
-    folder.mkdir(parents=True)
-    try:
-        endpoints = [e for version in versions for e in _unpack(version, folder, options, properties)]
-        scratch = _scratch(folder)
-        ports = free_ports(4)
-        deployment = Deployment(
-            folder=folder,
-            scratch=scratch,
-            logs=run_dir.absolute() / "logs",
-            port=options.port,
-            management_port=ports[0],
-            metrics_port=options.metrics_port or ports[1],
-            endpoints=tuple(endpoints),
-            command=_command(program, home, folder, scratch, properties, options.log_config),
-            environment=_environment(run_dir.absolute() / "logs", scratch, program, endpoints),
-        )
-        _write_metrics_config(home, folder)
-        _write_properties(deployment, properties, ports[2:])
-        (folder / "deployment.json").write_text(deployment.model_dump_json(indent=1), "utf-8")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return deployment
-
-
-def _unpack(
-    version: Stored[VersionManifest], folder: Path, options: Options, properties: Properties
-) -> list[Endpoint]:
-    manifest = version.manifest
-    endpoints: list[Endpoint] = []
-    for name, doubt in ((manifest.name, False), (manifest.name + SUFFIX, True)):
-        if doubt and not (options.monte_carlo and manifest.sites):
-            continue
-        archive = version.path(f"{name}.mar")
-        config = endpoint_config(options.model_config, monte_carlo=doubt)
-        workers = config.setdefault("minWorkers", 1)
-        config.setdefault("maxWorkers", workers)
-        handler: dict[str, Any] = config.setdefault("handler", {})
-        handler["max_response_bytes"] = properties.longest_answer
-        if options.backend is not None:
-            handler["backend"] = options.backend
-        target = folder / "models" / name
-        _extract(archive, name, target)
-        # YAML holds JSON, and what a machine writes is better read by a machine.
-        (target / _CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
-        endpoints.append(
-            Endpoint(
-                name=name, model=manifest.name, version=manifest.version, monte_carlo=doubt, workers=workers
-            )
-        )
-    return endpoints
-
-
-def _extract(archive: Path, name: str, target: Path) -> None:
-    with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as mar:
-        mar.extractall(target)
-    try:
-        entry = json.loads((target / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
-        fits = entry["modelName"] == name and entry["configFile"] == _CONFIG
-    except (OSError, ValueError, KeyError) as error:
-        raise CorruptStoreError(f"{archive} is no archive of TorchServe: {error}") from error
-    if not fits:
-        raise CorruptStoreError(
-            f"{archive} registers {entry['modelName']!r} with {entry.get('configFile')!r}; expected "
-            f"{name!r} with {_CONFIG!r}. Export the model again."
-        )
-
-
-def _scratch(folder: Path) -> Path:
-    scratch = folder / "tmp"
-    if len(str(scratch).encode()) > _LONGEST_SOCKET:
-        return Path(tempfile.mkdtemp(prefix="dropserve-"))
-    scratch.mkdir()
-    return scratch
-
-
-def _command(
-    program: Path, home: Path, folder: Path, scratch: Path, properties: Properties, log_config: Path
-) -> tuple[str, ...]:
-    # What the `torchserve` script would run, without its pid file in the system's temporary folder.
-    return (
-        str(program),
-        f"-Dmodel_server_home={home}",
-        f"-Dlog4j.configurationFile={log_config.absolute().as_uri()}",
-        f"-Djava.io.tmpdir={scratch}",
-        "-Dfile.encoding=UTF-8",
-        *properties.vm,
-        "-cp",
-        str(home / "ts" / "frontend" / "*"),
-        "org.pytorch.serve.ModelServer",
-        "--python",
-        sys.executable,
-        "--ts-config-file",
-        str(folder / "config.properties"),
-        "--no-config-snapshot",
-    )
-
-
-def _environment(logs: Path, scratch: Path, program: Path, endpoints: Sequence[Endpoint]) -> dict[str, str]:
-    return {
-        "JAVA_HOME": str(program.parents[1]),
-        "LOG_LOCATION": str(logs),
-        "METRICS_LOCATION": str(logs),
-        "TEMP": str(scratch),
-        "TMPDIR": str(scratch),
-        "OMP_NUM_THREADS": str(threads_per_worker(endpoints)),
-    }
-
-
-def threads_per_worker(endpoints: Sequence[Endpoint]) -> int:
-    """Cores shared out to all workers; left alone, each would take all of them."""
-    return max(1, cores() // max(1, sum(endpoint.workers for endpoint in endpoints)))
-
-
-def _write_metrics_config(home: Path, folder: Path) -> None:
-    import yaml  # noqa: PLC0415  # hosts only
-
-    shipped = yaml.safe_load((home / "ts" / "configs" / "metrics.yaml").read_text("utf-8"))
-    (folder / _METRICS).write_text(json.dumps(metrics_config(shipped), indent=1), "utf-8")
-
-
-def _write_properties(deployment: Deployment, properties: Properties, grpc: Sequence[int]) -> None:
-    d = deployment
-    decided = {
-        "inference_address": d.url,
-        "management_address": f"http://{LOOPBACK}:{d.management_port}",
-        "metrics_config": str(d.folder / _METRICS),
-        "metrics_address": f"http://{LOOPBACK}:{d.metrics_port}",
-        "grpc_inference_address": LOOPBACK,
-        "grpc_inference_port": str(grpc[0]),
-        "grpc_management_address": LOOPBACK,
-        "grpc_management_port": str(grpc[1]),
-        "model_store": str(d.folder / "models"),
-        "load_models": ",".join(endpoint.name for endpoint in d.endpoints),
-        "enable_model_api": "false",
-        "allowed_urls": "none",
-        "install_py_dep_per_model": "false",
-        "disable_token_authorization": "true",
-        "enable_envvars_config": "false",
-        "decode_input_request": "false",
-        "disable_system_metrics": "true",
-        "number_of_gpu": "0",
-    }
-    if unfit := [key for key, value in decided.items() if "$$" in value]:
-        raise UsageError(f"{decided[unfit[0]]}: TorchServe would replace what stands between $$ in this path")
-    lines = [f"{key}={escape(value)}" for key, value in {**properties.values, **decided}.items()]
-    (d.folder / "config.properties").write_text("\n".join(lines) + "\n", "ascii")

@@ -84,7 +84,7 @@ class Frontend:
         total = sum(endpoint.workers for endpoint in self.deployment.endpoints)
         with httpx.Client(base_url=f"http://{LOOPBACK}:{self.deployment.management_port}", timeout=5) as http:
             while True:
-                ready = sum(min(e.workers, _ready(http, e)) for e in self.deployment.endpoints)
+                ready = sum(min(e.workers, self._ready(http, e)) for e in self.deployment.endpoints)
                 progress(f"{ready} of {total} workers ready")
                 if ready == total:
                     break
@@ -94,11 +94,22 @@ class Frontend:
             progress(f"warming {endpoint.name}")
             self._warm(endpoint, deadline, seconds)
 
+    def _ready(self, http: httpx.Client, endpoint: Endpoint) -> int:
+        """READY workers; 0 while nothing listens yet."""
+        try:
+            headers = self.deployment.authorization("management")
+            found = http.get(f"/models/{endpoint.name}", headers=headers).json()
+            return sum(worker["status"] == "READY" for worker in found[0]["workers"])
+        except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError):
+            return 0
+
     def _warm(self, endpoint: Endpoint, deadline: float, seconds: float) -> None:
         body = self.deployment.example(endpoint)
         url = f"{self.deployment.url}/predictions/{endpoint.name}"
         headers = {"content-type": "application/json", WARM_HEADER: "1"}
-        with httpx.Client(timeout=30, headers=headers) as http:
+        headers |= self.deployment.authorization("inference")
+        # Our own process on our own machine: there is no name that a certificate could speak for.
+        with httpx.Client(timeout=30, headers=headers, verify=False) as http:  # noqa: S501  # see above
             while (problem := _ask(http, url, body)) is not None:
                 self._check(deadline, seconds, f"{endpoint.name} does not answer its example: {problem}")
                 time.sleep(_POLL)
@@ -130,15 +141,6 @@ class Frontend:
             with path.open("rb") as file:
                 file.seek(self._log_start[name])
                 yield from file.read().decode("utf-8", "replace").splitlines()
-
-
-def _ready(http: httpx.Client, endpoint: Endpoint) -> int:
-    """READY workers; 0 while nothing listens yet."""
-    try:
-        found = http.get(f"/models/{endpoint.name}").json()
-        return sum(worker["status"] == "READY" for worker in found[0]["workers"])
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
-        return 0
 
 
 def _ask(http: httpx.Client, url: str, body: bytes) -> str | None:

@@ -20,6 +20,7 @@ from dropserve.serving.frontend import Frontend
 from dropserve.serving.runtime import ProcessId
 
 STATE = "server.json"
+TOKEN = "token"  # noqa: S105  # the name of the file that holds it
 _BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY = 60.0  # seconds of good service after which an earlier death is forgotten
 _STABLE_TRIES = len(_BACKOFF) + 4
@@ -119,8 +120,16 @@ class Supervisor:
             frontend.end()
             raise
         if not self._stop.is_set():
+            self._keep_token()
             self._write(phase="ready", detail="")
         return frontend
+
+    def _keep_token(self) -> None:
+        """Clients' token, in a file for the owner's eyes; a frontend that is started again has a new one."""
+        if found := self._state.deployment.authorization("inference"):
+            path = self._run_dir / TOKEN
+            path.touch(mode=0o600)
+            path.write_text(found["authorization"].removeprefix("Bearer "), "ascii")
 
     def _progress(self, text: str) -> None:
         if self._stop.is_set():
@@ -175,7 +184,8 @@ def _remove_own(run_dir: Path, own: State) -> None:
     """Remove the state, unless a successor has written its own."""
     found = read_state(run_dir)
     if found is not None and found.supervisor == own.supervisor:
-        (run_dir / STATE).unlink(missing_ok=True)
+        for name in (STATE, TOKEN):
+            (run_dir / name).unlink(missing_ok=True)
 
 
 def main() -> None:

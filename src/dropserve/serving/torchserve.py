@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
-from dropserve.serving.deployment import Deployment, Options, deploy
+from dropserve.serving.deploy import deploy
+from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import ProcessId, check_port
-from dropserve.serving.supervisor import STATE, State, Supervisor, read_state, write_state
+from dropserve.serving.supervisor import STATE, TOKEN, State, Supervisor, read_state, write_state
 from dropserve.store import Stored
 
 PATIENCE = 180.0  # seconds until a server must answer
@@ -112,7 +113,8 @@ def stop(run_dir: Path) -> Deployment | None:
     if state.frontend is not None:
         state.frontend.end(_GRACE)  # where the supervisor was killed, not stopped
     state.deployment.remove()
-    (run_dir / STATE).unlink(missing_ok=True)
+    for name in (STATE, TOKEN):
+        (run_dir / name).unlink(missing_ok=True)
     _started[:] = [process for process in _started if process.poll() is None]
     return state.deployment
 
@@ -121,11 +123,11 @@ def _prepare(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options
     """All that can go wrong goes wrong before a server that runs is stopped."""
     old = running(run_dir)
     if old is None or old.deployment.port != options.port:
-        check_port(options.port)
+        check_port(options.port, options.host)
     deployment = deploy(run_dir, versions, options)
     stop(run_dir)
     try:
-        check_port(options.port)
+        check_port(options.port, options.host)
     except ServerError:
         deployment.remove()
         raise

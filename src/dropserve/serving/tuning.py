@@ -36,6 +36,7 @@ _DECIDED = {
     "enable_model_api": "it would let anyone load code",
     "allowed_urls": "models come from the model store alone",
     "install_py_dep_per_model": "archives install nothing",
+    "token_expiration_min": "tokens last as long as the server",
     "disable_token_authorization": "off on loopback, on elsewhere",
     "enable_envvars_config": "settings come from this file alone",
     "decode_input_request": "our codec reads the bytes",
@@ -95,6 +96,11 @@ class Properties:
 
     values: dict[str, str]
     vm: tuple[str, ...]
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether TLS has a certificate that clients can be given."""
+        return "keystore" in self.values or {"certificate_file", "private_key_file"} <= set(self.values)
 
     @property
     def longest_answer(self) -> int:
