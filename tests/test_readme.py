@@ -90,9 +90,7 @@ def test_every_code_block_runs_and_answers_as_shown(newcomer: tuple[Path, dict[s
     assert done.returncode == 0, (
         f"this block failed:\n{failed.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     )
-    shown = [
-        (before, block) for before, block in itertools.pairwise(BLOCKS) if block.language == "json"
-    ]
+    shown = [(before, block) for before, block in itertools.pairwise(BLOCKS) if block.language == "json"]
     for before, answer in shown:
         printed = outputs[runnable.index(before)]
         assert_alike(json.loads(answer.text), json.loads(printed[printed.index("{") :]), "answer")
