@@ -185,6 +185,17 @@ def test_what_cannot_be_masked_can_be_waived(store: Store, publish: Publish) -> 
     assert version.manifest.sites == ()
 
 
+def test_sites_of_several_rates_pass_the_audit(store: Store, publish: Publish) -> None:
+    """Their balanced blocks are of 10, 12 and together of 20 samples: no check may confuse them."""
+    both = (
+        "self.drop(torch.relu(self.first(x)))",
+        "F.dropout(F.dropout(self.first(x).relu(), 0.25, self.training), 0.1, self.training)",
+    )
+    name = ("import torch\n", "import torch\nimport torch.nn.functional as F\n")
+    version = export_run(store, publish(name, both), QUICK, STAGE)
+    assert [site.p for site in version.manifest.sites] == [0.25, 0.1]
+
+
 def test_a_waiver_of_no_check_is_refused(store: Store, publish: Publish) -> None:
     with pytest.raises(RecipeError, match=r"there is no check 'parity'; there are .*parity-onnx"):
         export_run(store, publish(), ExportSettings(waive=("parity",)), STAGE)
