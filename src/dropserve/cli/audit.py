@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 
 @app.command()
-def audit(  # noqa: PLR0913  # one for each option
+def audit(
     model: Model,
     inputs: Shapes,
     arg: Arguments = None,
@@ -59,8 +62,8 @@ def audit(  # noqa: PLR0913  # one for each option
 
     Exit status: 0 sound, 1 a check failed, 2 wrong usage.
     """
-    console = Console(stderr=as_json)
-    with console.status("loading the model") as status:
+    console = Console(file=sys.stderr if as_json else sys.stdout)
+    with console.status("loading the model") as status, redirect_stdout(io.StringIO()):  # a model may print
         source, specs, arguments = _load(model, inputs, arg)
         # Imported here: torch and onnx take seconds, and other commands do without.
         try:
@@ -109,8 +112,8 @@ def sites(
     as_json: Json = False,
 ) -> None:
     """List the dropout sites of a model: where activations meet a random mask."""
-    console = Console(stderr=as_json)
-    with console.status("running the model"):
+    console = Console(file=sys.stderr if as_json else sys.stdout)
+    with console.status("running the model"), redirect_stdout(io.StringIO()):  # a model may print
         module, specs, name = _module(model, inputs, arg)
         from dropserve.dropout.sites import find_sites  # noqa: PLC0415  # see audit
 

@@ -21,6 +21,8 @@ OWN = """
 import torch
 from torch import nn
 
+print("loading")
+
 class Net(nn.Module):
     def __init__(self, width, p=0.5, on=False, name="x"):
         super().__init__()
@@ -29,6 +31,7 @@ class Net(nn.Module):
         self.drop = nn.Dropout(p)
 
     def forward(self, x):
+        print("running")
         x = nn.functional.dropout(self.fc(x), training=self.on)
         return self.drop(x)
 
@@ -63,7 +66,7 @@ def test_a_sound_model_exits_0_and_an_unsound_one_1_with_its_place(net: str) -> 
     assert (status, report["sound"]) == (1, False)
     checks = {check["name"]: check for check in report["checks"]}  # type: ignore[attr-defined]
     assert checks["torch-random-state"]["verdict"] == "failed"
-    assert checks["torch-random-state"]["where"] == "Net at net.py:13"
+    assert checks["torch-random-state"]["where"] == "Net at net.py:16"
     assert checks["saved-weights-complete"]["verdict"] == "skipped"
 
 
@@ -121,7 +124,7 @@ def test_the_table_gives_place_and_remedy_and_says_what_to_do_next(net: str) -> 
     arguments = ["audit", net, "--input", "4", "--arg", "width=3", "--arg", "on=true", "--eager"]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 1
-    assert "at Net at net.py:13" in result.stdout
+    assert "at Net at net.py:16" in result.stdout
     assert "do write dropout(..., training=self.training)" in result.stdout
     closing = result.stdout.strip().splitlines()[-1]
     assert closing.startswith("not sound: ")
@@ -133,9 +136,9 @@ def test_sites_are_listed_with_kind_rate_shape_and_place(net: str) -> None:
     listed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     (site,) = listed  # the dropout whose flag is never on is none
     assert (site["name"], site["kind"], site["p"]) == ("drop", "dropout", 0.5)
-    assert (site["shape"], site["where"]) == ([3], "net.py:14")
+    assert (site["shape"], site["where"]) == ([3], "net.py:17")
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).stdout
-    assert "net.py:14" in shown
+    assert "net.py:17" in shown
     assert "1 site, 3 random numbers a sample; next: " in shown
 
 

@@ -319,7 +319,8 @@ class RepeatableTeacher(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(11)
-            self.teacher = (nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1)).eval(),)
+            teacher = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1))
+            self.teacher = (teacher.eval().requires_grad_(requires_grad=False),)
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):

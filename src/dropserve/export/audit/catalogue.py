@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .control import data_dependent_control_flow
+from .elsewhere import random_state_elsewhere, variable_lengths
 from .exported import exported_program
 from .forwards import finite_outputs, forward_runs, outputs_are_batched
 from .graphs import (
@@ -70,6 +71,7 @@ EAGER: tuple[Check, ...] = (
     Check("python-random-state", "eager", python_random_state, needs=()),
     Check("private-random-state", "eager", private_random_state, needs=()),
     Check("random-operators", "eager", random_operators),
+    Check("random-state-elsewhere", "eager", random_state_elsewhere),
     Check("repeated-forwards", "eager", repeated_forwards, needs=_OUTPUTS),
     Check("call-history", "eager", call_history, needs=_OUTPUTS),
     Check("clock-independence", "eager", clock_independence, needs=_OUTPUTS),
@@ -80,6 +82,7 @@ EAGER: tuple[Check, ...] = (
     Check("finite-outputs", "eager", finite_outputs, needs=_OUTPUTS),
     Check("row-independence", "eager", row_independence, needs=_OUTPUTS),
     Check("batch-sizes", "eager", batch_sizes, needs=_OUTPUTS),
+    Check("variable-lengths", "eager", variable_lengths, needs=_OUTPUTS),
     Check("data-dependent-control-flow", "eager", data_dependent_control_flow, needs=_DRAWS),
     Check("saved-weights-complete", "eager", saved_weights_complete, needs=_OUTPUTS),
 )

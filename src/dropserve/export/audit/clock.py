@@ -17,17 +17,22 @@ from .places import is_user_file
 _SECONDS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
 
 
-def clocks(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Names in the user's files that stand for a clock: the namespace, and the name in it."""
+def user_namespaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The global names of the user's files that the model's classes are written in."""
     spaces: dict[int, dict[str, Any]] = {}
     for module in model.modules():
         for cls in type(module).__mro__:
             for function in vars(cls).values():
                 if inspect.isfunction(function) and is_user_file(function.__code__.co_filename):
                     spaces[id(function.__globals__)] = function.__globals__
+    return list(spaces.values())
+
+
+def clocks(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Names in the user's files that stand for a clock: the namespace, and the name in it."""
     return [
         (space, name)
-        for space in spaces.values()
+        for space in user_namespaces(model)
         for name, value in list(space.items())
         if _shifted(value, 0.0) is not None
     ]

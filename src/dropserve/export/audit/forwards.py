@@ -29,13 +29,27 @@ def outputs_are_batched(exam: Examination) -> Outcome:
             "return a tensor, or a tuple, list or dict of tensors",
             exam.probe.placer.root_place(),
         )
+    more = exam.subject.batch(BATCH + 2, seed=1)
     wrong = {name: list(t.shape) for name, t in seen.outputs.items() if t.ndim == 0 or t.shape[0] != BATCH}
     if wrong:
         name, shape = next(iter(wrong.items()))
         return failed(
             f"{name} has shape {shape} for a batch of {BATCH} rows; its axis 0 must be the batch",
             "return one row of output for each row of input",
-            locate.losing_the_batch(exam.probe, exam.inputs, exam.subject.batch(BATCH + 2, seed=1)),
+            locate.losing_the_batch(exam.probe, exam.inputs, more),
+        )
+    try:
+        larger = exam.probe(more)
+    except (ForwardError, OutputError):  # batch-sizes judges that
+        larger = seen.outputs
+    sizes = {n: (list(t.shape), list(larger[n].shape)) for n, t in seen.outputs.items() if n in larger}
+    grown = next((name for name, (few, many) in sizes.items() if few[1:] != many[1:]), None)
+    if grown is not None:
+        few, many = sizes[grown]
+        return failed(
+            f"{grown} has shape {few} for {BATCH} rows and {many} for {BATCH + 2}: another axis than 0 grows",
+            "compute each row from that row alone; a comparison of all rows with all is no answer to one",
+            locate.growing_twice(exam.probe, exam.inputs, more),
         )
     shapes = ", ".join(f"{name}{list(t.shape)}" for name, t in seen.outputs.items())
     return passed(f"{shapes} for a batch of {BATCH}")

@@ -94,11 +94,12 @@ def gradient_mode(exam: Examination) -> Outcome:
 
 
 def _diverging(exam: Examination) -> Place:
-    """Record forwards until one differs from the first."""
-    first = locate.recorded(exam.probe, exam.inputs)
+    """Record forwards of an unused model until one differs from the first."""
+    probe = exam.unused()
+    first = locate.recorded(probe, exam.inputs)
     second = first
     for _ in range(exam.observation.forwards + 1):
-        second = locate.recorded(exam.probe, exam.inputs)
+        second = locate.recorded(probe, exam.inputs)
         if not compare(first.outputs, second.outputs).identical:
             break
     return locate.first_divergence(exam.probe, first, second)

@@ -84,8 +84,7 @@ def mixing_rows(probe: Probe, inputs: Tensors, others: Tensors) -> Place:
             return a.shapes != b.shapes
         return any(_row_changed(x, y, size) for x, y in zip(a.values, b.values, strict=True) if x.numel())
 
-    found = _first(one, mixes)
-    return found.place if found else probe.placer.root_place()
+    return _earlier_read(one, two, _first(one, mixes)) or probe.placer.root_place()
 
 
 def moving_rows(probe: Probe, inputs: Tensors, order: torch.Tensor) -> Place:
@@ -141,7 +140,17 @@ def by_batch_size(probe: Probe, small: Tensors, medium: Tensors, large: Tensors)
     if found is None:  # the same operations throughout: the difference is one that is not there
         found = _first(traces[0], lambda index: index not in into[1])
         found = found or _first(traces[2], lambda index: index not in into[1].values())
-    return found.place if found else probe.placer.root_place()
+    return _earlier_read(traces[0], traces[2], found) or probe.placer.root_place()
+
+
+def _earlier_read(one: Trace, two: Trace, found: Operation | None) -> Place | None:
+    """Where Python read another number before the two traces parted, else where they did."""
+    for a, b in zip(one.operations, two.operations, strict=False):
+        if a is found or b is found or a.name != b.name:
+            break
+        if a.is_read and a.read != b.read:
+            return a.place
+    return found.place if found else None
 
 
 def _alignment(one: Trace, other: Trace) -> dict[int, int]:
@@ -174,6 +183,21 @@ def recorded(probe: Probe, inputs: Tensors, *, grad: bool = False) -> Trace:
         return record(probe, inputs, values=True, grad=grad)
     except (ForwardError, OutputError):
         return Trace()
+
+
+def growing_twice(probe: Probe, inputs: Tensors, more: Tensors) -> Place:
+    """The first operation of whose output more than one axis grows with the batch."""
+    one, two = recorded(probe, inputs), recorded(probe, more)
+    shared = one.shared(two)
+
+    def grows(index: int) -> bool:
+        if index >= shared:
+            return False
+        pairs = zip(one.operations[index].shapes, two.operations[index].shapes, strict=True)
+        return any(sum(a != b for a, b in zip(x, y, strict=False)) > 1 for x, y in pairs)
+
+    found = _first(one, grows)
+    return found.place if found else probe.placer.root_place()
 
 
 def host_dependence(probe: Probe, inputs: Tensors, others: Tensors) -> Place:

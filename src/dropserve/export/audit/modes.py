@@ -63,7 +63,11 @@ def _place(exam: Examination, name: str, module: nn.Module, rebel: nn.Module | N
         return Place(path, type(rebel).__name__, _file(function), function.__code__.co_firstlineno, (), rebel)
     probe = exam.unused()
     switched = changing_places(probe, exam.inputs, lambda: tuple(training_modules(probe.module)))
-    return switched[0] if switched else Place(name, type(module).__name__)
+    if switched:
+        return switched[0]
+    running = () if exam.observation.error else exam.trace.operations
+    called = (operation.place for operation in running if operation.place.module is module)
+    return next(called, Place(name, type(module).__name__))
 
 
 def _file(function: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from dropserve.dropout.places import module_path
 
 from . import generators
+from .counts import kept_numbers
 from .differ import Difference, compare, same
 from .probe import ForwardError, OutputError, Probe, Tensors
 
@@ -72,7 +73,7 @@ def observe(probe: Probe, inputs: Tensors) -> Observation:
     """Run the model and look."""
     seen = Observation()
     seen.training.update(training_modules(probe.module))
-    numbers = _numbers(probe.module)
+    numbers = kept_numbers(probe.module)
     start = time.perf_counter()
     limit = FORWARDS
     while seen.forwards < limit:
@@ -88,7 +89,7 @@ def observe(probe: Probe, inputs: Tensors) -> Observation:
             seen.difference = compare(seen.outputs, outputs)
             seen.differing = 0 if seen.difference.identical else seen.forwards
         if seen.forwards == FORWARDS:
-            counts = numbers != _numbers(probe.module)
+            counts = numbers != kept_numbers(probe.module)
             limit = _MANY_FORWARDS if counts else _MORE_FORWARDS
         budget = _CHEAP * (1 if limit <= _MORE_FORWARDS else 5)
         if seen.forwards >= FORWARDS and (seen.differing or time.perf_counter() - start > budget):
@@ -139,7 +140,7 @@ def _look(probe: Probe, inputs: Tensors, seen: Observation) -> Tensors:
     weights = {name for name, _ in probe.module.named_parameters(remove_duplicate=False)}
     state = {
         name: tensor.clone()
-        for name, tensor in state_of(probe.module).items()
+        for name, tensor in all_state(probe, seen.unregistered).items()
         if seen.forwards or name in weights
     }
     registered = {id(module) for module in probe.module.modules()}
@@ -158,14 +159,13 @@ def _look(probe: Probe, inputs: Tensors, seen: Observation) -> Tensors:
             if digest() != before[name]:
                 seen.moved[name] = seen.moved.get(name, 0) + 1
         seen.inputs.update(change(inputs, given))
-        seen.state.update(change(state, state_of(probe.module)))
+        seen.state.update(change(state, all_state(probe, seen.unregistered)))
 
 
-def _numbers(model: nn.Module) -> dict[str, object]:
-    """Plain numbers that the modules hold: a count of calls is one of them."""
-    return {
-        f"{name}.{key}": value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and key != "training"
-    }
+def all_state(probe: Probe, unregistered: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, of modules that are not registered too."""
+    state = state_of(probe.module)
+    for module in unregistered:
+        held = probe.placer.name(module)
+        state |= {f"{held}.{name}": tensor for name, tensor in state_of(module).items()}
+    return state

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -56,8 +58,9 @@ class Probe:
             ForwardError: if it raises anything short of an interrupt.
         """
         tensors = [value.clone() if copy else value for value in inputs.values()]
-        with torch.set_grad_enabled(grad), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model may warn; the audit looks at what it does
+        # A model may warn and print; the audit looks at what it does.
+        with torch.set_grad_enabled(grad), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             try:
                 return self.module(*tensors)
             except (Exception, SystemExit) as error:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]  # the base of all
 
-from .observe import state_of
+from .observe import all_state, state_of
 from .outcome import Examination, Outcome, failed, passed
 from .places import Place
 from .watch import changing_places
@@ -17,15 +17,17 @@ from .watch import changing_places
 def weights_unchanged(exam: Examination) -> Outcome:
     """No parameter or buffer changes in a forward."""
     seen = exam.observation
-    count = len(state_of(exam.probe.module))
+    count = len(all_state(exam.probe, seen.unregistered))
     if not seen.state:
         return passed(f"{count} parameters and buffers bit-equal before and after {seen.looked - 1} forwards")
     names = list(seen.state)
 
-    probe = exam.unused()
+    # A change that happens once shows in an unused model only; a copy does not reach unregistered modules.
+    registered = set(names) <= set(state_of(exam.probe.module))
+    probe = exam.unused() if registered else exam.probe
 
     def digest() -> bytes:
-        state = state_of(probe.module)
+        state = all_state(probe, () if registered else seen.unregistered)
         return _digest([state[name] for name in names if name in state])
 
     places = changing_places(probe, exam.inputs, digest)
