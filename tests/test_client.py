@@ -161,3 +161,47 @@ def test_the_port_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_url() == "http://127.0.0.1:8080"
     monkeypatch.setenv("DROPSERVE_PORT", "99")
     assert default_url() == "http://127.0.0.1:99"
+
+
+def test_tensors_travel_bit_for_bit(server: Any, mlp: Any) -> None:
+    x = np.random.default_rng(3).normal(size=(4, 6)).astype(np.float32)
+    with Client(server.url) as client:
+        plain = client.infer("mlp", {"input": x}, id="q 7")
+        by_json = client.predict("mlp", x)
+        doubt = client.infer("mlp", {"input": x}, mc=True, samples=60, seed=3)
+        some = client.infer("mlp-mc", {"input": x}, outputs=["mutual_information", "label"])
+        words = client.infer("words", {"input": np.array([6, 0])})
+        stopped = client.infer("mlp", {"input": x}, mc=True, tolerance=9, samples=500)
+    assert (plain.model_name, plain.model_version, plain.id) == ("mlp", "1", "q 7")
+    assert plain["label"].tolist() == [row.label for row in by_json]
+    assert plain["probabilities"].tolist() == [list((row.probabilities or {}).values()) for row in by_json]
+    assert doubt.parameters["mc_samples"] == 60
+    assert doubt["standard_deviation"].shape == (4, 4)
+    assert set(some.outputs) == {"mutual_information", "label"}
+    assert words["output"].dtype == np.float32
+    assert words["output"].tolist() == [[18, 19, 20], [0, 1, 2]]
+    assert stopped["samples"].dtype == np.int64
+    assert (stopped["samples"] <= 500).all()
+
+
+def test_async_tensors(server: Any) -> None:
+    async def ask() -> Any:
+        async with AsyncClient(server.url) as client:
+            return await client.infer("mlp", {"input": np.float32([ROW])}, mc=True, seed=4)
+
+    with Client(server.url) as client:
+        found = client.infer("mlp", {"input": np.float32([ROW])}, mc=True, seed=4)
+    np.testing.assert_array_equal(asyncio.run(ask())["probabilities"], found["probabilities"])
+
+
+def test_tensors_that_do_not_fit_are_refused_in_words(server: Any) -> None:
+    with Client(server.url) as client:
+        with pytest.raises(RequestError, match=r'datatype is a string \("FP64"\); expected FP32'):
+            client.infer("mlp", {"input": np.array([ROW])})
+        with pytest.raises(ServerError, match="serves no nobody"):
+            client.infer("nobody", {"input": np.float32([ROW])})
+        for value in (["a"], 5.0, [1j]):
+            with pytest.raises(UsageError, match=r"expected numbers \[rows, \.\.\.\]"):
+                client.infer("mlp", {"input": value})
+        with pytest.raises(UsageError, match="sample: expected samples, seed"):
+            client.predict("mlp", [ROW], mc=True, sample=5)  # type: ignore[call-arg]  # a slip of the pen

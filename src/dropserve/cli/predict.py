@@ -36,6 +36,13 @@ def predict(  # noqa: PLR0913  # one for each option
     ] = "-",
     samples: Annotated[int | None, typer.Option(help="Monte Carlo samples.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the masks.", show_default=False)] = None,
+    tolerance: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop each row at this Monte Carlo error, in thousandths; --samples is the most.",
+            show_default=False,
+        ),
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="Where the server is; this project's by default.", show_default=False)
     ] = None,
@@ -57,7 +64,9 @@ def predict(  # noqa: PLR0913  # one for each option
     name = model or _only_model(project)
     address, secret = (url, token) if url else _own_server(project)
     with Client(address, token=token or secret, certificates=certificates) as client:
-        answer = client.predict(name, _read(input_file), mc=mc, samples=samples, seed=seed)
+        answer = client.predict(
+            name, _read(input_file), mc=mc, samples=samples, seed=seed, tolerance=tolerance
+        )
     console = Console()
     if as_json:
         print(json.dumps(_as_json(answer), indent=1))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
+from numpy.typing import ArrayLike
 
-from dropserve.client.results import Answer, read_answer
+from dropserve.client.tensors import pack
 from dropserve.errors import RequestError, ServerError, UsageError
 
 SUFFIX = "-mc"
+T = TypeVar("T")
 
 
 def default_url() -> str:
@@ -38,6 +42,33 @@ def trusted(url: str, certificates: Path | None) -> ssl.SSLContext | bool:
         raise UsageError(f"{certificates} cannot be read as certificates: {error}") from error
 
 
+class Settings(TypedDict, total=False):
+    """Monte Carlo settings of a request; the server's defaults for what is not given.
+
+    Attributes:
+        samples: how many; with a tolerance, the most.
+        seed: of the masks; the same seed gives the same answer. -1 lets the server draw one.
+        scheme: ``balanced`` or ``iid``.
+        coverage: how often prediction sets and intervals shall hold the truth, in parts per thousand.
+        tolerance: Monte Carlo error at which each row may stop, in parts per thousand.
+    """
+
+    samples: int | None
+    seed: int | None
+    scheme: str | None
+    coverage: int | None
+    tolerance: int | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What goes over the wire."""
+
+    path: str
+    body: bytes
+    headers: dict[str, str]
+
+
 class Asking:
     """What both clients share: all but the waiting."""
 
@@ -50,27 +81,14 @@ class Asking:
             raise UsageError(f"retries {retries}: expected 0 or more")
         self._retries = retries
 
-    def request(
-        self,
-        model: str,
-        instances: Any,
-        *,
-        mc: bool,
-        samples: int | None,
-        seed: int | None,
-        scheme: str | None,
-        coverage: int | None = None,
-    ) -> tuple[str, bytes]:
-        """The path and the body of a request.
+    def request(self, model: str, instances: Any, *, mc: bool, settings: Settings) -> Request:
+        """A V1 request.
 
         Raises:
             UsageError: if the arguments cannot make one.
         """
-        given = {"mc_samples": samples, "mc_seed": seed, "mc_scheme": scheme, "mc_coverage": coverage}
-        parameters = {name: value for name, value in given.items() if value is not None}
-        if parameters and not (mc or model.endswith(SUFFIX)):
-            raise UsageError(f"{', '.join(parameters)}: only Monte Carlo takes settings; add mc=True")
         rows = instances.tolist() if hasattr(instances, "tolist") else instances
+        parameters = _parameters(model, mc=mc, settings=settings)
         document = {"instances": rows} | ({"parameters": parameters} if parameters else {})
         try:
             body = json.dumps(document, allow_nan=False, default=_as_list).encode()
@@ -78,14 +96,31 @@ class Asking:
             raise UsageError(
                 f"instances cannot be sent as JSON: {error}; expected rows of finite numbers"
             ) from error
-        endpoint = f"{model}{SUFFIX}" if mc and not model.endswith(SUFFIX) else model
-        return f"/predictions/{quote(endpoint, safe='')}", body
+        return Request(f"/predictions/{_endpoint(model, mc=mc)}", body, {})
+
+    def tensors(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        mc: bool,
+        outputs: Sequence[str],
+        identity: str | None,
+        settings: Settings,
+    ) -> Request:
+        """A V2 request with binary tensors.
+
+        Raises:
+            UsageError: if the arguments cannot make one.
+        """
+        body, headers = pack(inputs, _parameters(model, mc=mc, settings=settings), outputs, identity)
+        return Request(f"/v2/models/{_endpoint(model, mc=mc)}/infer", body, headers)
 
     def pause(self, attempt: int, response: httpx.Response) -> float | None:
         """Seconds to wait before asking again; None to make do with this response."""
         return 0.1 * 2**attempt if response.status_code == 503 and attempt < self._retries else None
 
-    def answer(self, path: str, response: httpx.Response) -> Answer:
+    def answer(self, request: Request, response: httpx.Response, read: Callable[[httpx.Response], T]) -> T:
         """What a response means.
 
         Raises:
@@ -93,9 +128,9 @@ class Asking:
             ServerError: for anything else that is no answer.
         """
         if response.status_code != 200:
-            self._refuse(path.rpartition("/")[2], response)
+            self._refuse(request.path.split("/")[3 if request.path.startswith("/v2") else 2], response)
         try:
-            return read_answer(response.json())
+            return read(response)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServerError(
                 f"{self.url} answered, but not as dropserve does ({error}): {response.text[:200]}"
@@ -124,6 +159,19 @@ class Asking:
         if isinstance(error, httpx.TimeoutException):
             return ServerError(f"{self.url} did not answer in time ({type(error).__name__})")
         return ServerError(f"nothing answers at {self.url} ({error}). Start a server with: dropserve serve")
+
+
+def _endpoint(model: str, *, mc: bool) -> str:
+    return quote(f"{model}{SUFFIX}" if mc and not model.endswith(SUFFIX) else model, safe="")
+
+
+def _parameters(model: str, *, mc: bool, settings: Settings) -> dict[str, Any]:
+    if unknown := set(settings) - set(Settings.__annotations__):
+        raise UsageError(f"{min(unknown)}: expected {', '.join(Settings.__annotations__)}")
+    given = {f"mc_{name}": value for name, value in settings.items() if value is not None}
+    if given and not (mc or model.endswith(SUFFIX)):
+        raise UsageError(f"{', '.join(given)}: only Monte Carlo takes settings; add mc=True")
+    return given
 
 
 def _error_text(response: httpx.Response) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx
+from numpy.typing import ArrayLike
 
-from dropserve.client.asking import Asking, trusted
-from dropserve.client.results import Answer
+from dropserve.client.asking import Asking, Request, Settings, trusted
+from dropserve.client.results import Answer, read_answer
+from dropserve.client.tensors import Tensors, unpack
 
 
 class Client(Asking):
@@ -45,46 +49,61 @@ class Client(Asking):
         )
 
     def predict(
-        self,
-        model: str,
-        instances: Any,
-        *,
-        mc: bool = False,
-        samples: int | None = None,
-        seed: int | None = None,
-        scheme: str | None = None,
-        coverage: int | None = None,
+        self, model: str, instances: Any, *, mc: bool = False, **settings: Unpack[Settings]
     ) -> Answer:
-        """Ask for predictions.
+        """Ask for predictions, over V1.
 
         Args:
             model: the model's name.
             instances: rows: nested lists, an array [B, ...], or one mapping a row for several inputs.
             mc: ask the Monte Carlo endpoint, for uncertainty.
-            samples: Monte Carlo samples; the server's default otherwise.
-            seed: of the masks; the same seed gives the same answer. -1 lets the server draw one.
-            scheme: ``balanced`` or ``iid``.
-            coverage: how often prediction sets and intervals shall hold the truth, in parts per thousand.
+            **settings: Monte Carlo settings: samples, seed, scheme, coverage, tolerance.
 
         Raises:
             RequestError: if the server refuses the request; the message is the server's.
             ServerError: if the server is down, too busy, or does not serve the model.
             UsageError: if the arguments cannot make a request.
         """
-        path, body = self.request(
-            model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme, coverage=coverage
-        )
-        attempt = 0
-        while True:
+        request = self.request(model, instances, mc=mc, settings=settings)
+        return self.answer(request, self._send(request), lambda response: read_answer(response.json()))
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        mc: bool = False,
+        outputs: Sequence[str] = (),
+        id: str | None = None,  # noqa: A002  # the protocol's word
+        **settings: Unpack[Settings],
+    ) -> Tensors:
+        """Ask over the Open Inference Protocol V2, with binary tensors: arrays there and back, bit for bit.
+
+        Args:
+            model: the model's name.
+            inputs: for the name of each input [B, ...] in the dtype of the model.
+            mc: ask the Monte Carlo endpoint; statistics are outputs of their own.
+            outputs: names of the outputs wanted; all by default.
+            id: echoed.
+            **settings: Monte Carlo settings.
+
+        Raises:
+            RequestError, ServerError, UsageError: as :meth:`predict`.
+        """
+        request = self.tensors(model, inputs, mc=mc, outputs=outputs, identity=id, settings=settings)
+        return self.answer(request, self._send(request), unpack)
+
+    def _send(self, request: Request) -> httpx.Response:
+        for attempt in itertools.count():
             try:
-                response = self._http.post(path, content=body)
+                response = self._http.post(request.path, content=request.body, headers=request.headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self.unreachable(error) from error
             pause = self.pause(attempt, response)
             if pause is None:
-                return self.answer(path, response)
+                return response
             time.sleep(pause)
-            attempt += 1
+        raise AssertionError  # counting never ends
 
     def close(self) -> None:
         """Close the connections."""
@@ -120,31 +139,38 @@ class AsyncClient(Asking):
         )
 
     async def predict(
-        self,
-        model: str,
-        instances: Any,
-        *,
-        mc: bool = False,
-        samples: int | None = None,
-        seed: int | None = None,
-        scheme: str | None = None,
-        coverage: int | None = None,
+        self, model: str, instances: Any, *, mc: bool = False, **settings: Unpack[Settings]
     ) -> Answer:
         """As :meth:`Client.predict`."""
-        path, body = self.request(
-            model, instances, mc=mc, samples=samples, seed=seed, scheme=scheme, coverage=coverage
-        )
-        attempt = 0
-        while True:
+        request = self.request(model, instances, mc=mc, settings=settings)
+        response = await self._send(request)
+        return self.answer(request, response, lambda found: read_answer(found.json()))
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        mc: bool = False,
+        outputs: Sequence[str] = (),
+        id: str | None = None,  # noqa: A002  # the protocol's word
+        **settings: Unpack[Settings],
+    ) -> Tensors:
+        """As :meth:`Client.infer`."""
+        request = self.tensors(model, inputs, mc=mc, outputs=outputs, identity=id, settings=settings)
+        return self.answer(request, await self._send(request), unpack)
+
+    async def _send(self, request: Request) -> httpx.Response:
+        for attempt in itertools.count():
             try:
-                response = await self._http.post(path, content=body)
+                response = await self._http.post(request.path, content=request.body, headers=request.headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self.unreachable(error) from error
             pause = self.pause(attempt, response)
             if pause is None:
-                return self.answer(path, response)
+                return response
             await asyncio.sleep(pause)
-            attempt += 1
+        raise AssertionError  # counting never ends
 
     async def close(self) -> None:
         """Close the connections."""

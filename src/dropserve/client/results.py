@@ -21,6 +21,7 @@ class Uncertainty:
         expected_entropy: classification: the part that lies in the data.
         mutual_information: classification: the part that lies in the model.
         variation_ratio: classification: share of samples that did not vote for the most voted class.
+        samples: with a tolerance: how many samples this row took.
     """
 
     standard_deviation: Any
@@ -29,6 +30,7 @@ class Uncertainty:
     expected_entropy: float | None = None
     mutual_information: float | None = None
     variation_ratio: float | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
