@@ -6,7 +6,7 @@ import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console, Group
@@ -19,6 +19,7 @@ from dropserve.stages import copy_stages
 if TYPE_CHECKING:
     from dropserve.manifest import RunManifest
     from dropserve.store import Stored
+    from dropserve.training.checkpoint import Checkpoint
     from dropserve.training.fit import Fitted
     from dropserve.training.run import Prepared
 
@@ -39,17 +40,44 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs at most; replaces the recipe's.", show_default=False)
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over, even if this training was interrupted before.")
+    ] = False,
 ) -> None:
-    """Train a model by a recipe, and publish the run in model_store/."""
-    console = Console()
+    """Train a model by a recipe, and publish the run in model_store/.
+
+    A training that was interrupted goes on from its last finished epoch.
+    """
+    overrides = {"device": device, "seed": seed, "epochs": epochs}
+    with _told_when_interrupted() as kept:
+        _train(recipe, overrides, Console(), kept, fresh=fresh)
+
+
+@contextmanager
+def _told_when_interrupted() -> Generator[list[Checkpoint]]:
+    """Turn Ctrl-C and SIGTERM into an exit status and a word on what is left, for the checkpoints put in."""
+    kept: list[Checkpoint] = []
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
-        _train(recipe, {"device": device, "seed": seed, "epochs": epochs}, console)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: nothing was published; the model store is as it was")
-        raise typer.Exit(130) from None
+        yield kept
+    except (KeyboardInterrupt, SystemExit) as error:
+        status = 130 if isinstance(error, KeyboardInterrupt) else error.code
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("interrupted: nothing was published; the model store is as it was")
+        if any(checkpoint.path.is_file() for checkpoint in kept):
+            console.print("the same command goes on after the last finished epoch; --fresh starts over")
+        raise SystemExit(status) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
+def _exit(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _train(
+    wanted: str, options: dict[str, Any], console: Console, kept: list[Checkpoint], *, fresh: bool
+) -> None:
     project = Project(Path.cwd())
     with console.status("reading recipe, data and model"), _uninterrupted():
         # Imported here: torch and Lightning take seconds, and other commands need neither.
@@ -60,7 +88,7 @@ def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
         file = load_recipe(find_recipe(project, wanted), overrides)
 
         from dropserve.training.progress import EpochBar  # noqa: PLC0415
-        from dropserve.training.run import prepare, train  # noqa: PLC0415
+        from dropserve.training.run import checkpoint_of, prepare, train  # noqa: PLC0415
 
     with console.status("trying the model on a small batch"):
         prepared = prepare(file)
@@ -70,23 +98,35 @@ def _train(wanted: str, options: dict[str, Any], console: Console) -> None:
             f"[yellow]advice[/] [bold]{escape(advice.where)}[/]: {escape(advice.why)}", highlight=False
         )
         console.print(f"       {escape(advice.change)}", highlight=False)
-    with EpochBar(file.recipe.training.epochs, file.recipe.task, console) as bar:
-        run, fitted = train(prepared, project.store, bar)
+    checkpoint = checkpoint_of(prepared, project.run_dir / "training")
+    kept.append(checkpoint)
+    if fresh:
+        checkpoint.discard()
+    progress, epochs = checkpoint.read(), file.recipe.training.epochs
+    if progress:
+        done = len(progress.curve)
+        console.print(f"resuming after epoch {done} of {epochs}; --fresh starts over", highlight=False)
+    with EpochBar(epochs, file.recipe.task, console) as bar:
+        for row in progress.curve if progress else ():
+            bar.on_epoch(row)
+        run, fitted = train(prepared, project.store, bar, checkpoint)
     console.print(_results(run, fitted))
     _say_next(console, f"published {_near(run.folder)}", f"dropserve export {run.manifest.name}")
 
 
 @contextmanager
 def _uninterrupted() -> Generator[None]:
-    """Keep Ctrl-C waiting: an exception in the middle of torch's own initialisation aborts the process."""
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    """Keep signals waiting: an exception in the middle of torch's own initialisation aborts the process."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _summary(prepared: Prepared) -> str:

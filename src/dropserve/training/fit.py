@@ -1,4 +1,4 @@
-"""Train a module on a dataset with Lightning: seeded, quiet, and without files."""
+"""Train a module on a dataset with Lightning: seeded, quiet, and with no file but a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from dropserve.errors import TrainingError, UsageError
+from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
 from dropserve.training.learner import VALIDATION_LOSS, Batches, Epoch, Learner, Recorder
 from dropserve.training.recipe import Recipe
@@ -88,8 +89,9 @@ def fit(
     *,
     on_epoch: Callable[[Epoch], None] = _ignore,
     on_progress: Callable[[float], None] = _ignore,
+    checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train from scratch; the same recipe on the same machine gives the same weights.
+    """Train from scratch, or from a checkpoint; the same recipe on the same machine gives the same weights.
 
     Args:
         build: makes a fresh module; called with the training seed set.
@@ -97,33 +99,28 @@ def fit(
         recipe: how to train.
         on_epoch: called after each epoch.
         on_progress: called now and then with the epochs done so far.
+        checkpoint: read first, and written after each epoch; whoever publishes the result discards it.
 
     Raises:
-        TrainingError: if the loss stopped being a number.
+        TrainingError: if the loss stopped being a number, or the checkpoint is damaged.
+        OSError: if the checkpoint cannot be written.
         UsageError: if the device is not there.
         KeyboardInterrupt: on Ctrl-C; nothing was written.
     """
     settings = recipe.training
     device = choose_device(settings.device)
     recorder = Recorder(on_epoch, on_progress)
-    callbacks: list[pl.Callback] = [recorder]
-    if settings.patience:
-        callbacks.append(EarlyStopping(VALIDATION_LOSS, patience=settings.patience, check_finite=True))
+    done = checkpoint.read() if checkpoint else None
     with seeded(settings.seed, device), _quiet(), _deterministic(device), _interruptible():
         target = dataset.preprocessing.target
         learner = Learner(build(), recipe, unit=target.scale[0] if target else 1.0)
-        trainer = pl.Trainer(
-            accelerator=device,
-            devices=1,
-            max_epochs=settings.epochs,
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(learner, *_batches(dataset, settings.batch_size, settings.seed, device))
+        if done and done.finished:
+            recorder.load_state_dict(done.recorder)
+        else:
+            batches, validation = _batches(dataset, settings.batch_size, settings.seed, device)
+            trainer = _trainer(recipe, device, recorder, checkpoint, batches)
+            path = checkpoint.path if checkpoint and done else None
+            trainer.fit(learner, batches, validation, ckpt_path=path)
     if recorder.best is None or not recorder.weights:
         raise TrainingError(
             f"the validation loss was {recorder.curve[0].validation_loss} from the first epoch on; lower "
@@ -137,6 +134,29 @@ def fit(
         best=recorder.best,
         stopped_early=len(recorder.curve) < settings.epochs,
         device=device,
+    )
+
+
+def _trainer(
+    recipe: Recipe, device: str, recorder: Recorder, checkpoint: Checkpoint | None, batches: Batches
+) -> pl.Trainer:
+    epochs, patience = recipe.training.epochs, recipe.training.patience
+    callbacks: list[pl.Callback] = [recorder]
+    if patience:
+        callbacks.append(EarlyStopping(VALIDATION_LOSS, patience=patience, check_finite=True))
+    if checkpoint:
+        callbacks.append(Keeper(checkpoint, batches, epochs))
+    return pl.Trainer(
+        accelerator=device,
+        devices=1,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        plugins=[AtomicFiles()],
+        logger=False,
+        enable_checkpointing=checkpoint is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
     )
 
 

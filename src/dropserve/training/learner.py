@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,6 +62,15 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    def order_state(self) -> torch.Tensor | None:
+        """Where the generator of the order stands; None if there is none."""
+        return None if self._generator is None else self._generator.get_state()
+
+    def set_order_state(self, state: torch.Tensor | None) -> None:
+        """Put it back there."""
+        if self._generator is not None and state is not None:
+            self._generator.set_state(state)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self._generator is None:
@@ -180,6 +189,21 @@ class Recorder(pl.Callback):
         self.weights: dict[str, torch.Tensor] = {}
         self._on_epoch, self._on_progress = on_epoch, on_progress
         self._begin = self._told = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it; called by Lightning."""
+        return {
+            "curve": [asdict(row) for row in self.curve],
+            "best": self.best.number if self.best else None,
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.curve = [Epoch(**row) for row in state_dict["curve"]]
+        best = state_dict["best"]
+        self.best = None if best is None else self.curve[best - 1]
+        self.weights = state_dict["weights"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002  # Lightning's hook
         """Start the clock of the epoch."""

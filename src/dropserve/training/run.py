@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from dropserve.manifest import RunManifest
+from dropserve.manifest import RunManifest, built_with
 from dropserve.model import ModelClass, ServedModel, load_class
 from dropserve.signature import Signature
 from dropserve.store import Store, Stored
 from dropserve.training.advice import Advice, advise
+from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
@@ -97,24 +98,57 @@ def prepare(file: RecipeFile) -> Prepared:
     return Prepared(file, dataset, source, model, signature, device, advice)
 
 
+def checkpoint_of(prepared: Prepared, folder: Path) -> Checkpoint:
+    """Where this very training would go on; another recipe, data, source or version has another file.
+
+    Args:
+        prepared: what is to be trained.
+        folder: where checkpoints are kept.
+    """
+    dataset, recipe = prepared.dataset, prepared.file.recipe
+    identity = {
+        "recipe": recipe.resolved(),
+        "data": dataset.table.sha256,
+        "split": dataset.split.sha256,
+        "source": prepared.source.sha256,
+        "device": prepared.device,
+        "built_with": built_with(),
+    }
+    return Checkpoint(folder, recipe.name, identity)
+
+
 def train(
-    prepared: Prepared, store: Store, watcher: Watcher | None = None
+    prepared: Prepared,
+    store: Store,
+    watcher: Watcher | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Stored[RunManifest], Fitted]:
     """Fit, measure and publish.
 
     The store is opened for writing before the first step, so that an hour of training does not end at a
     folder that cannot be written.
 
+    Args:
+        prepared: what to train.
+        store: where the run is published.
+        watcher: is told how training goes.
+        checkpoint: where an interrupted training went on, and this one will; removed after publishing.
+
     Raises:
         TrainingError: if training diverged.
-        PublishError: if the run cannot be written.
+        PublishError: if the run or the checkpoint cannot be written.
         KeyboardInterrupt: on Ctrl-C; the store is as it was.
     """
     watcher = watcher or Silent()
     recipe, dataset = prepared.file.recipe, prepared.dataset
     with store.staging(recipe.name, RunManifest) as staging:
         fitted = fit(
-            prepared.build, dataset, recipe, on_epoch=watcher.on_epoch, on_progress=watcher.on_progress
+            prepared.build,
+            dataset,
+            recipe,
+            on_epoch=watcher.on_epoch,
+            on_progress=watcher.on_progress,
+            checkpoint=checkpoint,
         )
         folder, split, table = staging.folder, dataset.split, dataset.table
         write_weights(folder, fitted.model)
@@ -145,7 +179,10 @@ def train(
             data=dataset.record(),
             recipe=recipe.resolved(),
         )
-        return store.publish(staging, manifest), fitted
+        published = store.publish(staging, manifest)
+    if checkpoint:
+        checkpoint.discard()
+    return published, fitted
 
 
 def write_learning_curve(prepared: Prepared, curve: Sequence[Epoch], best: Epoch, folder: Path) -> None:
