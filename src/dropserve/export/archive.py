@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -97,5 +98,7 @@ def _run_archiver(payload: Path, target: Path, endpoint: str, version: int, scra
     )
     if "No module named" in done.stderr and "model_archiver" in done.stderr:
         raise MissingExtraError("torch-model-archiver", "export")
+    if f"[Errno {errno.ENOSPC}]" in done.stderr:  # as if we had written it ourselves: the store tells it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     if done.returncode or not (target / f"{endpoint}.mar").is_file():
         raise ExportError(f"torch-model-archiver failed for {endpoint}: {done.stderr.strip()[-500:]}")
