@@ -18,8 +18,14 @@ from .outcome import Examination
 from .probe import Tensors
 
 ROWS = 3
+_NUMBERS = 2**24  # of all masks of a check together: 64 MiB
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 _CLEAR = 0.5  # a rate at which one draw shows what a mask does, whatever the site's own rate
+
+
+def affordable(sites: Sequence[Site]) -> int:
+    """How many samples of all sites fit into the memory that a check may take; 2 at least."""
+    return max(2, _NUMBERS // max(1, sum(site.units for site in sites)))
 
 
 class MaskedRows:
@@ -71,13 +77,13 @@ class MaskedRows:
 
     def effect(self, site: Site) -> float:
         """The greatest change, as a share of the output's scale, when this site alone drops half of it."""
-        drawn = draw(self.program.sites, 2, seed=13, rate=_CLEAR)
+        drawn = draw([site], 2, seed=13, rate=_CLEAR)
         runs = (self.run(self.masks(drawn, sample, only=site)) for sample in range(2))
         return max(compare(self.plain, run).relative for run in runs)
 
     def affine(self, site: Site, tolerance: float) -> bool:
         """Whether the output at the middle of two masks is the middle of the outputs."""
-        drawn = draw(self.program.sites, 2, seed=14, rate=_CLEAR)
+        drawn = draw([site], 2, seed=14, rate=_CLEAR)
         one, two = (self.masks(drawn, sample, only=site) for sample in range(2))
         middle = self.run([(a + b) / 2 for a, b in zip(one, two, strict=True)])
         ends = self.run(one), self.run(two)

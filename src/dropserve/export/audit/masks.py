@@ -14,7 +14,7 @@ import torch
 from dropserve.dropout.masks import block_size, draw
 
 from .differ import Difference, compare
-from .masked_rows import ROWS, MaskedRows
+from .masked_rows import ROWS, MaskedRows, affordable
 from .outcome import Examination, Outcome, failed, passed, skipped
 
 _SAMPLES = 20
@@ -87,6 +87,7 @@ def samples_differ(exam: Examination) -> Outcome:
     number = max(_SAMPLES, math.ceil(_EXPECTED_DROPS / drops))
     if number > _MOST_SAMPLES:
         return skipped(f"a sample drops {drops:.2g} units on average: too few to show anything")
+    number = min(number, affordable(runner.program.sites))
     drawn = draw(runner.program.sites, number, seed=11)
     samples = [runner.run(runner.masks(drawn, sample)) for sample in range(number)]
     apart = [compare(samples[0], sample) for sample in samples[1:]]

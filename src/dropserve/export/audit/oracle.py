@@ -11,28 +11,30 @@ from torch import nn
 from dropserve.dropout.masks import draw
 from dropserve.dropout.mode import no_fused_attention
 
+from .masked_rows import affordable
 from .observe import change, state_of
 from .outcome import Examination, Outcome, failed, passed, skipped
 from .probe import ForwardError, OutputError, Probe, Tensors
 
 _SAMPLES = 256
 _SAMPLES_OF_A_SLOW_MODEL = 64
+_FEWEST = 20
 _SLOW = 0.02  # seconds for one row
 _SIGMAS = 6.0
 
 
 def training_dropout(exam: Examination) -> Outcome:
     """Mean and variance over mask samples are those of torch's own dropout in train mode."""
-    program = exam.program
-    if program is None:
-        return skipped("no sites")
-    probe = train_mode(exam)
-    if probe is None:
+    program, probe = exam.program, train_mode(exam)
+    if program is None or probe is None:
         return skipped("not judged: the model cannot be copied, or changes itself in train mode")
     row = exam.subject.batch(1, seed=9)
     start = time.perf_counter()
     exam.probe(row)
-    count = _SAMPLES if time.perf_counter() - start < _SLOW else _SAMPLES_OF_A_SLOW_MODEL
+    wanted = _SAMPLES if time.perf_counter() - start < _SLOW else _SAMPLES_OF_A_SLOW_MODEL
+    count = min(wanted, affordable(program.sites))
+    if count < _FEWEST:
+        return skipped(f"not judged: {count} samples are all that fit, too few to compare distributions")
     rows = {name: tensor.expand(count, *tensor.shape[1:]).clone() for name, tensor in row.items()}
     torch.manual_seed(16)
     try:
