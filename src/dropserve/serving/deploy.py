@@ -23,7 +23,7 @@ from dropserve.serving.tuning import Properties, endpoint_config, escape, read_p
 from dropserve.store import Stored
 
 _LONGEST_SOCKET = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; TorchServe adds a name
-_CONFIG = "model-config.yaml"
+MODEL_CONFIG = "model-config.yaml"
 _METRICS = "metrics.yaml"
 _TOKEN_MINUTES = 525_600  # TorchServe's hour would lock every client out while it is in use
 
@@ -98,7 +98,7 @@ def _unpack(
         target = folder / "models" / name
         _extract(archive, name, target)
         # YAML holds JSON, and what a machine writes is better read by a machine.
-        (target / _CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
+        (target / MODEL_CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
         endpoints.append(
             Endpoint(
                 name=name, model=manifest.name, version=manifest.version, monte_carlo=doubt, workers=workers
@@ -112,13 +112,13 @@ def _extract(archive: Path, name: str, target: Path) -> None:
         mar.extractall(target)
     try:
         entry = json.loads((target / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
-        fits = entry["modelName"] == name and entry["configFile"] == _CONFIG
+        fits = entry["modelName"] == name and entry["configFile"] == MODEL_CONFIG
     except (OSError, ValueError, KeyError) as error:
         raise CorruptStoreError(f"{archive} is no archive of TorchServe: {error}") from error
     if not fits:
         raise CorruptStoreError(
             f"{archive} registers {entry['modelName']!r} with {entry.get('configFile')!r}; expected "
-            f"{name!r} with {_CONFIG!r}. Export the model again."
+            f"{name!r} with {MODEL_CONFIG!r}. Export the model again."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import traceback
 from collections.abc import Mapping
@@ -12,20 +11,14 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from dropserve.errors import RequestError, ServerError, UsageError
-from dropserve.manifest import VersionManifest
-from dropserve.serving.graphs import BACKENDS, Backend
-from dropserve.serving.parameters import SUFFIX, Limits
-from dropserve.serving.predictor import Predictor
-from dropserve.serving.protocol import Call, Codec, Reply, error_reply, failure_reply
+from dropserve.errors import RequestError
+from dropserve.serving.loaded import load_endpoint
+from dropserve.serving.protocol import Call, Reply, error_reply, failure_reply
 from dropserve.serving.query import Answer
 from dropserve.serving.tally import Tally, start_reporting
-from dropserve.store import open_folder
 
 LOAD_FAILED = "dropserve cannot load"  # the lifecycle looks for this line in the model's log
 WARM_HEADER = "x-dropserve-warm"
-_MAX_RESPONSE = 6_500_000  # TorchServe's default bound is 6,553,500; an answer over it kills the worker
-_WARM_ROUNDS = 3
 log = logging.getLogger("dropserve.serving")
 
 
@@ -48,39 +41,16 @@ class Handler:
         endpoint = str(context.model_name)
         try:
             options: dict[str, Any] = dict((context.model_yaml_config or {}).get("handler") or {})
-            self._load(Path(context.system_properties["model_dir"]), endpoint, options)
+            loaded = load_endpoint(Path(context.system_properties["model_dir"]), endpoint, options)
         except Exception as error:
             text = " ".join(f"{error}".split()) or type(error).__name__
             log.exception("%s %s: %s", LOAD_FAILED, endpoint, text)
             raise RuntimeError(text) from error
-        logging.getLogger().setLevel(logging.WARNING)  # TorchServe logs each request at INFO, to a pipe
-
-    def _load(self, folder: Path, endpoint: str, options: dict[str, Any]) -> None:
-        backend = _backend(options.pop("backend", "onnx"))
-        threads = _threads(options.pop("threads", "auto"))
-        self._max_response = int(options.pop("max_response_bytes", _MAX_RESPONSE))
-        try:
-            limits = Limits(**options)
-        except TypeError as error:
-            known = ", ".join(["backend", "threads", "max_response_bytes", *vars(Limits())])
-            raise UsageError(f"model-config.yaml, handler: {error}; expected {known}") from error
-        version = open_folder(folder, VersionManifest, strict=False)
-        self._predictor = Predictor(version, backend=backend, threads=threads)
-        both = self._predictor.has_plain and self._predictor.has_monte_carlo
-        doubt = endpoint.endswith(SUFFIX) if both else self._predictor.has_monte_carlo
-        self._codec = Codec(version.manifest, monte_carlo=doubt, limits=limits)
-        self._tally = Tally(endpoint, version.manifest.version)
-        self._warm()
+        self._predictor, self._codec = loaded.predictor, loaded.codec
+        self._max_response = loaded.max_response
+        self._tally = Tally(endpoint, loaded.predictor.manifest.version)
         start_reporting(self._tally)
-
-    def _warm(self) -> None:
-        """Answer the example row until the runtime has settled; a model that cannot is not served."""
-        call = self._codec.decode(self._predictor.example())
-        for _ in range(_WARM_ROUNDS):
-            for result in self._predictor.answer([call.query] * 2):
-                if isinstance(result, Exception):
-                    raise ServerError(f"it fails on its own example row: {result}") from result
-                call.encode(result)
+        logging.getLogger().setLevel(logging.WARNING)  # TorchServe logs each request at INFO, to a pipe
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch.
@@ -171,18 +141,3 @@ def _body(row: Mapping[str, Any]) -> bytes:
         return bytes(body)
     # A TorchServe that decodes JSON itself (decode_input_request=true) gives what it decoded.
     return body.encode("utf-8", "replace") if isinstance(body, str) else json.dumps(body).encode()
-
-
-def _backend(value: object) -> Backend:
-    for backend in BACKENDS:
-        if value == backend:
-            return backend
-    raise UsageError(f"model-config.yaml, handler: backend {value!r}; expected {' or '.join(BACKENDS)}")
-
-
-def _threads(value: object) -> int:
-    if value == "auto":  # `dropserve serve` shares the cores out; elsewhere, two endpoints share them
-        return int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // 2))
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise UsageError(f"model-config.yaml, handler: threads {value!r}; expected auto or a whole number >= 1")

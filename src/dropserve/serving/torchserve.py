@@ -12,6 +12,7 @@ from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deploy import deploy
 from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.rehearsal import rehearse
 from dropserve.serving.runtime import ProcessId, check_port
 from dropserve.serving.supervisor import STATE, TOKEN, State, Supervisor, read_state, write_state
 from dropserve.store import Stored
@@ -125,8 +126,10 @@ def _prepare(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options
     if old is None or old.deployment.port != options.port:
         check_port(options.port, options.host)
     deployment = deploy(run_dir, versions, options)
-    stop(run_dir)
     try:
+        if old is not None:
+            rehearse(deployment)
+        stop(run_dir)
         check_port(options.port, options.host)
     except ServerError:
         deployment.remove()
