@@ -36,9 +36,9 @@ from torch import nn
 
 from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.export.artefacts import HEAD, MODEL, TRUNK, Artefacts, build
-from dropserve.export.onnx import OnnxProgram
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
+from dropserve.serving.graphs import OnnxGraph
 from dropserve.signature import parse_input
 
 BATCHES, SAMPLES = (1, 8, 64), (10, 50, 200)
@@ -90,7 +90,8 @@ class Timer:
 
     @staticmethod
     def _calls(rival: Callable[[], Any]) -> int:
-        """Enough calls to be timed well; on the way the rival warms up."""
+        """Enough calls to be timed well, once the rival is warm."""
+        _seconds(rival, 3)
         count = 1
         while (taken := _seconds(rival, count) * count) < LEAST:
             count = max(count + 1, min(count * 4, round(count * LEAST / max(taken, 1e-9) * 1.2)))
@@ -109,7 +110,7 @@ def measure(network: Network, timer: Timer, seeds: itertools.count[int]) -> list
     subject = Subject(network.name, network.module.eval(), (parse_input(network.shape),))
     with tempfile.TemporaryDirectory() as folder:
         artefacts = build(subject, Path(folder), ExportSettings(formats=("onnx",)))
-        graph = OnnxProgram(artefacts.paths[MODEL])
+        graph = OnnxGraph(artefacts.paths[MODEL])
         engine = monte_carlo(artefacts)
     train = network.module.train()
     rows: list[dict[str, Any]] = []
@@ -135,10 +136,10 @@ def measure(network: Network, timer: Timer, seeds: itertools.count[int]) -> list
 
 def monte_carlo(artefacts: Artefacts) -> MonteCarlo:
     """The engine over the exported graphs, as a server makes it."""
-    head = OnnxProgram(artefacts.paths[HEAD])
-    trunk = OnnxProgram(artefacts.paths[TRUNK]) if TRUNK in artefacts.paths else None
+    head = OnnxGraph(artefacts.paths[HEAD])
+    trunk = OnnxGraph(artefacts.paths[TRUNK]) if TRUNK in artefacts.paths else None
     masks = {spec.name for spec in artefacts.masks}
-    return MonteCarlo(artefacts.sites, head, trunk, head_inputs=set(head.inputs) - masks)
+    return MonteCarlo(artefacts.sites, head, trunk, head_inputs=set(head.input_names) - masks)
 
 
 def peak(timer: Timer) -> float:
