@@ -37,6 +37,7 @@ def test_a_correct_model_is_not_refused(animal: zoo.Animal) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:careful:UserWarning")  # one model of the zoo warns
 @pytest.mark.parametrize(
     "animal", [animal for animal in CORRECT if animal.formats], ids=lambda animal: animal.name
 )

@@ -24,6 +24,7 @@ class InferenceModeInside(nn.Module):
 
 class GradientOfEnergy(nn.Module):
     INPUTS = ("8",)
+    FORMATS = ()  # torch.export follows no autograd.grad
 
     def __init__(self):
         super().__init__()
@@ -38,6 +39,7 @@ class GradientOfEnergy(nn.Module):
 
 class AutocastInside(nn.Module):
     INPUTS = ("64",)
+    FORMATS = ()  # onnxruntime on a CPU has no bfloat16
 
     def __init__(self):
         super().__init__()
@@ -50,6 +52,7 @@ class AutocastInside(nn.Module):
 
 class HalfPrecision(nn.Module):
     INPUTS = ("8",)
+    FORMATS = ()  # the protocol has no bfloat16
 
     def __init__(self):
         super().__init__()
@@ -119,9 +122,9 @@ class EncoderWithPadding(nn.Module):
         layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
         self.e = nn.TransformerEncoder(layer, 2)
 
-    def forward(self, x, pad):
-        pad = pad & (torch.arange(6) > 0)
-        return self.e(x, src_key_padding_mask=pad).masked_fill(pad.unsqueeze(2), 0).mean(1)
+    def forward(self, x, padding):
+        padding = padding & (torch.arange(6) > 0)
+        return self.e(x, src_key_padding_mask=padding).masked_fill(padding.unsqueeze(2), 0).mean(1)
 
 
 class DecoderLayer(nn.Module):
@@ -225,6 +228,7 @@ class CellInALoop(nn.Module):
 
 class PackedSequence(nn.Module):
     INPUTS = ("5,8", "1:int64")
+    FORMATS = ()  # torch.export follows no packed sequences
 
     def __init__(self):
         super().__init__()

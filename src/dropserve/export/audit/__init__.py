@@ -16,6 +16,7 @@ from dropserve.errors import DropserveError
 
 if TYPE_CHECKING:
     from dropserve.export.artefacts import Artefacts
+from dropserve.export.quiet import quiet
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
 from dropserve.manifest import CheckRecord
@@ -53,7 +54,8 @@ def run_audit(
     """
     wanted = stages or (("eager",) if artefacts is None else ("eager", "graph", "converse"))
     records: list[CheckRecord] = []
-    with kept_state(subject.module), restored():
+    # A model may print and warn; the audit looks at what it does.
+    with quiet(), kept_state(subject.module), restored():
         exam = Examination(subject, settings, artefacts, rebuild)
         fallen: set[str] = set()
         for check in CHECKS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dropserve.errors import ExportError
+from dropserve.errors import DropserveError
 from dropserve.export import parity
 from dropserve.export.artefacts import build
 from dropserve.export.settings import ExportSettings
@@ -52,7 +52,7 @@ def full_audit(
         on_step("exporting to ONNX and TorchScript")
         try:
             artefacts = build(subject, Path(folder), settings, monte_carlo=_can_be_sampled(records))
-        except ExportError as error:
+        except Exception as error:  # noqa: BLE001  # whatever an exporter raises, this model cannot be exported
             return [*records, _unexportable(error)]
         on_step("the graphs")
         records += run_audit(subject, settings, artefacts, stages=["graph"])
@@ -65,10 +65,10 @@ def _can_be_sampled(records: list[CheckRecord]) -> bool:
     return any(record.name == "dropout-sites" and record.verdict == "passed" for record in records)
 
 
-def _unexportable(error: ExportError) -> CheckRecord:
+def _unexportable(error: Exception) -> CheckRecord:
     return CheckRecord(
         name=EXPORTABLE,
         verdict="failed",
-        evidence=str(error),
+        evidence=str(error) if isinstance(error, DropserveError) else f"{type(error).__name__}: {error}",
         remedy="change that line, or leave the format out in export/checks.toml",
     )
