@@ -54,7 +54,7 @@ def test_a_version_holds_what_a_server_needs(store: Store, publish: Publish) -> 
     manifest = version.manifest
     assert (version.folder.name, manifest.version, manifest.run) == ("1", 1, run.manifest.id)
     graphs = {"model.onnx", "model.ts", "head.onnx", "trunk.onnx", "masked.ts"}
-    others = {"example.json", "export.json", "net.mar", "net-mc.mar"}
+    others = {"example.json", "export.json", "report.html", "net.mar", "net-mc.mar"}
     assert set(manifest.files) == graphs | others
     assert store.version("net").manifest == manifest, "verified by the store's own reader"
     assert [str(spec) for spec in manifest.signature.outputs] == ["output: float32[3]"]

@@ -107,6 +107,8 @@ def _say_done(version: Stored[VersionManifest], report: Report, console: Console
     waived = [check.name for check in report.checks if check.verdict == "waived"]
     if waived:
         console.print(f"[yellow]waived[/]: {', '.join(waived)}", highlight=False)
+    page = _near(version.folder / "report.html")
+    console.print(f"report: {escape(str(page))}", highlight=False, soft_wrap=True)
     endpoints = f"{manifest.name} and {manifest.name}-mc" if manifest.sites else manifest.name
     console.print(
         f"[green]published {escape(str(_near(version.folder)))}[/] ({endpoints}) in {seconds:.0f} s; "

@@ -11,29 +11,88 @@ from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.dropout.statistics import softmax
 from dropserve.errors import DropserveError
 from dropserve.manifest import RunManifest
+from dropserve.report.evidence import HeldOut
 from dropserve.store import Stored
 from dropserve.uncertainty.fitting import calibrate_classifier, calibrate_regressor
 from dropserve.uncertainty.metrics import ece
 from dropserve.uncertainty.record import Calibration
 
-from .artefacts import HEAD, TRUNK, Artefacts
+from .artefacts import HEAD, MODEL, TRUNK, Artefacts
 from .comparison import Array
 from .onnx import OnnxProgram
 
 VALIDATION, TARGET = "validation.npz", "target"
 MOST_ROWS = 5000  # coverage is then within 0.9 points of what was asked, 19 times of 20
 _MOST_NUMBERS = 2**26  # of all samples
+_PASS = 256  # rows of the deterministic graph at a time
 
 
-def calibrate(run: Stored[RunManifest], artefacts: Artefacts) -> tuple[dict[str, JsonValue] | None, str]:
-    """Sample the held-out rows as a server would at its default settings, and calibrate on that.
+def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
+    """Ask the exported graphs about the held-out rows, as a server would at its default settings.
+
+    Args:
+        run: verified; its ``validation.npz`` holds the inputs by name and ``target``.
+        artefacts: the graphs.
+
+    Returns:
+        The answers to at most ``MOST_ROWS`` rows, or why there are none.
+    """
+    if VALIDATION not in run.manifest.files:
+        return f"the run has no held-out rows ({VALIDATION})"
+    with np.load(run.path(VALIDATION), allow_pickle=False) as arrays:
+        held = {name: arrays[name] for name in arrays.files}
+    missing = [name for name in (*(s.name for s in artefacts.signature.inputs), TARGET) if name not in held]
+    if missing:
+        return f"{VALIDATION} lacks {', '.join(missing)}"
+    if len(artefacts.signature.outputs) != 1:
+        return f"the model has {len(artefacts.signature.outputs)} outputs, and one target cannot judge them"
+    try:
+        return _ask(artefacts, held)
+    except DropserveError as error:
+        return str(error)
+
+
+def _ask(artefacts: Artefacts, held: Mapping[str, Array]) -> HeldOut:
+    settings, specs = Settings(), artefacts.signature.inputs
+    per_row = settings.samples * int(np.prod(artefacts.signature.outputs[0].sized()))
+    available = len(held[TARGET])
+    count = min(available, MOST_ROWS, max(1, _MOST_NUMBERS // per_row))
+    chosen = np.sort(np.random.default_rng(0).permutation(available)[:count])
+    inputs = {spec.name: held[spec.name][chosen].astype(spec.numpy_dtype) for spec in specs}
+    model = OnnxProgram(artefacts.paths[MODEL])
+    parts = [
+        next(iter(model({name: array[at : at + _PASS] for name, array in inputs.items()}).values()))
+        for at in range(0, count, _PASS)
+    ]
+    samples = _sample(artefacts, inputs, settings) if artefacts.sites else None
+    return HeldOut(inputs, held[TARGET][chosen], np.concatenate(parts), samples, settings, available)
+
+
+def _sample(artefacts: Artefacts, inputs: Mapping[str, Array], settings: Settings) -> Array:
+    head = OnnxProgram(artefacts.paths[HEAD])
+    engine = MonteCarlo(
+        artefacts.sites,
+        head,
+        OnnxProgram(artefacts.paths[TRUNK]) if TRUNK in artefacts.paths else None,
+        head_inputs=set(head.inputs) - {spec.name for spec in artefacts.masks},
+        specs=artefacts.signature.inputs,
+    )
+    (samples,) = engine.samples(dict(inputs), settings).values()
+    return samples
+
+
+def calibrate(
+    run: Stored[RunManifest], artefacts: Artefacts, held: HeldOut | str | None = None
+) -> tuple[dict[str, JsonValue] | None, str]:
+    """Calibrate on what the graphs answer to held-out rows.
 
     The rows decided when training stopped, so they are not quite as fresh as the theory of conformal
     prediction wants them; the more rows, the less that matters.
 
     Args:
-        run: verified; its ``validation.npz`` holds the inputs by name and ``target``.
+        run: verified.
         artefacts: the graphs.
+        held: what :func:`held_out` gave; it is asked for if left out.
 
     Returns:
         What stands in the manifest under ``calibration`` (None if nothing could be calibrated), and a line
@@ -42,13 +101,9 @@ def calibrate(run: Stored[RunManifest], artefacts: Artefacts) -> tuple[dict[str,
     manifest = run.manifest
     if not artefacts.sites or manifest.task == "raw":
         return None, "not calibrated: only the Monte Carlo answers of classifiers and regressors are"
-    if VALIDATION not in manifest.files:
-        return None, f"not calibrated: the run has no held-out rows ({VALIDATION})"
-    with np.load(run.path(VALIDATION), allow_pickle=False) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
-    missing = [name for name in (*(s.name for s in artefacts.signature.inputs), TARGET) if name not in held]
-    if missing:
-        return None, f"not calibrated: {VALIDATION} lacks {', '.join(missing)}"
+    held = held_out(run, artefacts) if held is None else held
+    if isinstance(held, str):
+        return None, f"not calibrated: {held}"
     try:
         record, line = _fit(manifest.task == "classification", artefacts, held)
     except DropserveError as error:
@@ -56,29 +111,16 @@ def calibrate(run: Stored[RunManifest], artefacts: Artefacts) -> tuple[dict[str,
     return record.to_json(), f"calibrated on {record.rows} held-out rows: {line}"
 
 
-def _fit(classes: bool, artefacts: Artefacts, held: Mapping[str, Array]) -> tuple[Calibration, str]:
-    settings, specs = Settings(), artefacts.signature.inputs
-    per_row = settings.samples * int(np.prod(artefacts.signature.outputs[0].sized()))
-    count = min(len(held[TARGET]), MOST_ROWS, max(1, _MOST_NUMBERS // per_row))
-    chosen = np.sort(np.random.default_rng(0).permutation(len(held[TARGET]))[:count])
-    inputs = {spec.name: held[spec.name][chosen].astype(spec.numpy_dtype) for spec in specs}
-    target = held[TARGET][chosen]
-    head = OnnxProgram(artefacts.paths[HEAD])
-    engine = MonteCarlo(
-        artefacts.sites,
-        head,
-        OnnxProgram(artefacts.paths[TRUNK]) if TRUNK in artefacts.paths else None,
-        head_inputs=set(head.inputs) - {spec.name for spec in artefacts.masks},
-        specs=specs,
-    )
-    (samples,) = engine.samples(inputs, settings).values()
-    flat = samples.reshape(settings.samples, count, -1)
+def _fit(classes: bool, artefacts: Artefacts, held: HeldOut) -> tuple[Calibration, str]:
+    settings, sites, samples = held.settings, artefacts.sites, held.samples
+    assert samples is not None  # noqa: S101  # for the type checker: there are sites
+    flat = samples.reshape(settings.samples, held.rows, -1)
     if classes:
-        record = calibrate_classifier(flat, target, inputs, settings=settings, sites=artefacts.sites)
+        record = calibrate_classifier(flat, held.target, held.inputs, settings=settings, sites=sites)
         mean = softmax(flat).mean(axis=0)
-        return record, _classifier_line(record, mean, target)
-    target = target.reshape(count, -1).astype(np.float64)
-    record = calibrate_regressor(flat, target, settings=settings, sites=artefacts.sites)
+        return record, _classifier_line(record, mean, held.target)
+    target = held.target.reshape(held.rows, -1).astype(np.float64)
+    record = calibrate_regressor(flat, target, settings=settings, sites=sites)
     return record, _regressor_line(record)
 
 

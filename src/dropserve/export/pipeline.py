@@ -1,4 +1,4 @@
-"""From a run to a version: audit, build, audit and compare again, archive, publish."""
+"""From a run to a version: audit, build, audit and compare again, archive, report, publish."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from pydantic import JsonValue
 from dropserve.errors import CheckFailedError, DropoutError, ExportError, RecipeError
 from dropserve.manifest import CheckRecord, RunManifest, VersionManifest
 from dropserve.model import build_served
+from dropserve.report.evidence import Evidence
+from dropserve.report.page import write_report
 from dropserve.store import Store, Stored
 
 from . import audit, parity
 from .archive import EXAMPLE, Stage, write_archives
 from .artefacts import MASKED, Artefacts, build
-from .calibrate import calibrate
+from .calibrate import calibrate, held_out
 from .settings import ExportSettings
 from .subject import Subject
 
@@ -121,12 +123,16 @@ def export_run(
         report.require()
         (folder / MASKED).unlink(missing_ok=True)  # trunk and head say the same
         with report.step("calibrate"):
-            calibration, line = calibrate(run, artefacts)
+            held = held_out(run, artefacts)
+            calibration, line = calibrate(run, artefacts, held)
             report.notes.append(line)
         manifest = _manifest(run, staging.number, artefacts, report, calibration)
         with report.step("archive"):
             _write_example(run, subject, folder)
             write_archives(folder, manifest, stage)
+        with report.step("report"):
+            known = (report.parity, report.notes, report.seconds)
+            write_report(Evidence(run, manifest, folder, held, line, *known))
         (folder / EXPORT).write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
         return store.publish(staging, manifest)
 

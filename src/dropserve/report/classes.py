@@ -1,0 +1,260 @@
+"""How far a classifier's probabilities and doubts can be trusted, on held-out rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dropserve.uncertainty.checks import Bool, Float, Whole
+from dropserve.uncertainty.conformal import ConformalClassifier, row_uniforms
+from dropserve.uncertainty.metrics import accuracy, brier, ece, nll, reliability
+from dropserve.uncertainty.quantiles import coverage_theory
+from dropserve.uncertainty.ranking import auroc, risk_coverage
+
+from .answers import ClassAnswers
+from .content import Plot, Section, Table
+from .evidence import HeldOut
+from .folds import folds
+from .svg import Axis, Bars, Line, Points, draw
+from .words import count, percent
+
+COVERAGES = (800, 900, 950, 990)
+BINS = 15
+
+
+def reliability_section(a: ClassAnswers, why_not: str) -> Section:
+    """Reliability before and after calibration, with ECE, NLL and Brier score."""
+    rows = [("plain (dropout off)", a.plain)]
+    if a.samples:
+        rows.append((f"{a.name}, before calibration", a.mean))
+    if a.calibrated is not None:
+        rows.append((f"{a.name}, after calibration", a.calibrated))
+    table = Table(
+        ("answers", "accuracy", "ECE", "NLL", "Brier"),
+        tuple((name, percent(accuracy(p, a.labels)), f"{ece(p, a.labels, bins=BINS):.4f}",
+               f"{nll(p, a.labels):.4f}", f"{brier(p, a.labels):.4f}") for name, p in rows),
+        caption="ECE: expected calibration error, the mean gap between stated confidence and accuracy (15 "
+        "bins of "
+        "equal width). NLL: negative log-likelihood in nats. Brier: squared error of the probabilities, 0 "
+        "to 2. "
+        "Lower is better for all three.",
+    )  # fmt: skip
+    judged = a.mean if a.calibrated is None else a.calibrated
+    error, sure = ece(judged, a.labels, bins=BINS), float(judged.max(axis=1).mean())
+    right = accuracy(judged, a.labels)
+    lean = "a little less sure than it may be" if sure < right else "a little more sure than it should be"
+    words = [
+        (
+            f"When the model says “{percent(sure, 0)} sure”, is it right {percent(sure, 0)} of the time? On "
+            f"{count(len(a.labels), 'held-out row')} its mean confidence is {percent(sure)} and it is right "
+            f"{percent(right)} of the time: on average {lean}. Confidence and accuracy differ by "
+            f"{percent(error)} on "
+            "average over the levels of confidence."
+        ),
+    ]
+    if a.calibrated is not None:
+        before = ece(a.mean, a.labels, bins=BINS)
+        words.append(
+            f"Before calibration they differed by {percent(before)}. The figures after calibration are "
+            "cross-validated: each row is judged by a calibration that did not see it."
+        )
+    else:
+        words.append(f"The answers are {why_not}.")
+    name = "Before calibration" if a.samples else "Plain answers"
+    blocks: list[Plot | Table] = [table, _diagram(name, a.mean, a.labels)]
+    if a.calibrated is not None:
+        blocks.append(_diagram("After calibration", a.calibrated, a.labels))
+    return Section("reliability", "Can its probabilities be believed?", tuple(words), tuple(blocks))
+
+
+def _diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
+    confidence = np.minimum(probabilities.max(axis=1), 1.0)
+    found = reliability(confidence, probabilities.argmax(axis=1) == labels, bins=BINS)
+    low, high = wilson(found.accuracy, found.count)
+    drawn = draw(
+        f"Reliability diagram, {name.lower()}",
+        Axis("stated confidence", 0, 1, percent=True),
+        Axis("how often right", 0, 1, percent=True),
+        [
+            Line([0, 1], [0, 1], "faint", dashed=True),
+            Points(
+                found.confidence,
+                found.accuracy,
+                "a",
+                low,
+                high,
+                radius=(2.5 + 6 * np.sqrt(found.count / found.count.sum())).tolist(),
+            ),
+        ],
+    )
+    legend = (("a", "rows of that confidence"), ("faint", "perfect"))
+    return Plot(
+        name,
+        drawn,
+        legend,
+        f"ECE {found.ece:.4f}. Below the line: too sure. A larger dot stands for more rows; whiskers say "
+        f"how far "
+        "chance alone may move it (95%).",
+    )
+
+
+def wilson(share: Float, count: Whole) -> tuple[Float, Float]:
+    """Ends of the 95% interval of a share of so many (Wilson, 1927)."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
+
+
+def selective_section(a: ClassAnswers) -> Section:
+    """Risk-coverage: what leaving the doubtful rows to people buys."""
+    wrong = (~a.correct).astype(float)
+    curve = risk_coverage(-a.total, wrong)
+    best = risk_coverage(-wrong, wrong)
+    all_of_it, most, half = curve.risk_at(1), curve.risk_at(0.9), curve.risk_at(0.5)
+    words = (
+        (
+            f"If the model answers everything, {percent(all_of_it)} of its answers are wrong. If it passes "
+            f"the "
+            f"10% "
+            f"that it is least sure of to a person, {percent(most)} of the rest are wrong; if half, "
+            f"{percent(half)}."
+        ),
+    )
+    table = Table(
+        ("answered by the model", "wrong among these"),
+        tuple((percent(c, 0), percent(curve.risk_at(c), 2)) for c in (1, 0.95, 0.9, 0.8, 0.7, 0.5)),
+        caption=f"Area under the curve (AURC): {curve.aurc:.5f}; the best possible order gives "
+        f"{best.aurc:.5f}.",
+    )
+    top = max(float(curve.risk.max()), 0.01)
+    plot = Plot(
+        "Errors left, by share answered",
+        draw(
+            "Risk against coverage",
+            Axis("share answered, most certain first", 0, 1, percent=True),
+            Axis("share wrong", 0, top * 1.05, percent=True),
+            [Line(best.coverage, best.risk, "faint", dashed=True), Line(curve.coverage, curve.risk)],
+        ),
+        (("a", "by predictive entropy"), ("faint", "best possible order")),
+    )
+    return Section("selective", "What if it declines when in doubt?", words, (plot, table))
+
+
+def histogram_section(a: ClassAnswers) -> Section:
+    """Uncertainty of right and of wrong answers."""
+    title, right = "Is it less sure where it is wrong?", a.correct
+    if right.all():
+        words = f"All {len(right):,} held-out answers are right: there is no wrong answer to compare with."
+    else:
+        score = auroc(a.total[~right], a.total[right]) if right.any() else float("nan")
+        words = (
+            f"{count(int(right.sum()), 'answer')} right, {(~right).sum():,} wrong. Take one of each at "
+            f"random: in "
+            f"{percent(score)} of such pairs the wrong answer is the less certain one (50% would be chance, "
+            "100% perfect)."
+        )
+    measures = [("Predictive entropy: all doubt", a.total)]
+    if a.epistemic is not None:
+        measures.append(("Mutual information: doubt of the model itself", a.epistemic))
+    blocks = tuple(_histogram(name, values, right) for name, values in measures)
+    return Section("uncertainty", title, (words,), blocks)
+
+
+def _histogram(name: str, values: Float, right: Bool) -> Plot:
+    high = float(values.max()) or 1.0
+    edges = np.linspace(0, high, 21)
+    parts = [np.histogram(values[who], edges)[0] / max(int(who.sum()), 1) for who in (right, ~right)]
+    top = max(float(part.max()) for part in parts)
+    bars = [Bars(edges, part, style) for part, style in zip(parts, ("good", "bad"), strict=True)]
+    return Plot(
+        name,
+        draw(
+            f"Histogram of {name.lower()}, right and wrong answers",
+            Axis("nats", 0, high),
+            Axis("share of the rows", 0, top * 1.05, percent=True),
+            bars if not right.all() else bars[:1],
+        ),
+        (("good", "right answers"), ("bad", "wrong answers")),
+        "Each colour adds up to 100% by itself.",
+    )
+
+
+def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier) -> Section:
+    """Coverage and size of the prediction sets, cross-validated."""
+    uniforms = None if sets.method == "lac" else row_uniforms(held.inputs, held.settings.seed)
+    found = {c: _sets(a, sets, c, uniforms) for c in COVERAGES}
+    own = np.arange(len(a.labels))
+    hit = {c: float(s[own, a.labels].mean()) for c, s in found.items()}
+    mean_size = {c: float(s.sum(axis=1).mean()) for c, s in found.items()}
+    words = (
+        (
+            "Instead of one class, the model can answer with a set that holds the true class as often as is "
+            "asked for. "
+            f"Asked for 90%, its sets held the truth for {percent(hit[900])} of the held-out rows, and had "
+            f"{mean_size[900]:.2f} classes on average."
+        ),
+        (
+            "These figures are cross-validated. A set may be empty: then no class is as probable as the true "
+            "ones "
+            "usually are, and the input deserves a look."
+        ),
+    )
+    rows: list[tuple[str, ...]] = []
+    for c, s in found.items():
+        sizes, (_, deviation) = s.sum(axis=1), coverage_theory(len(own), c)
+        rows.append(
+            (percent(c / 1000, 0), percent(hit[c]), f"± {percent(2 * deviation)}", f"{mean_size[c]:.2f}",
+             percent((sizes == 1).mean()), percent((sizes == 0).mean()))
+        )  # fmt: skip
+    head = ("asked", "held the truth", "by chance", "mean size", "one class", "empty")
+    table = Table(
+        head, tuple(rows), 0,
+        caption="“By chance”: two standard deviations of the coverage that so many calibration rows give. "
+        "The "
+        f"method is {sets.method.upper()}.",
+    )  # fmt: skip
+    sizes = found[900].sum(axis=1)
+    most = int(sizes.max())
+    shares = np.bincount(sizes, minlength=most + 1) / len(sizes)
+    plot = Plot(
+        "Size of the sets at 90%",
+        draw(
+            "Sizes of prediction sets at 90% coverage",
+            Axis("classes in the set", -0.5, most + 0.5, whole=True),
+            Axis("share of the rows", 0, float(shares.max()) * 1.05, percent=True),
+            [Bars(np.arange(most + 2) - 0.5, shares)],
+        ),
+    )
+    asked = np.arange(10, 1000, 10)
+    reached = [float(_sets(a, sets, int(c), uniforms)[own, a.labels].mean()) for c in asked]
+    curve = Plot(
+        "Coverage asked for and reached",
+        draw(
+            "Coverage of prediction sets against the coverage asked for",
+            Axis("asked", 0, 1, percent=True),
+            Axis("reached", 0, 1, percent=True),
+            [
+                Line([0, 1], [0, 1], "faint", dashed=True),
+                Line(asked / 1000, reached),
+                Points(np.array(COVERAGES) / 1000, list(hit.values()), "a", radius=3),
+            ],
+        ),
+        (("a", "reached"), ("faint", "asked")),
+    )
+    return Section("conformal", "Sets that hold the truth as often as promised", words, (table, plot, curve))
+
+
+def _sets(a: ClassAnswers, sets: ConformalClassifier, coverage: int, uniforms: Float | None) -> Bool:
+    """Sets [B, C], each row's from a calibration on the other folds."""
+    found = np.empty(a.mean.shape, bool)
+    for others, judged in folds(len(a.labels)):
+        fitted = ConformalClassifier.fit(
+            a.mean[others],
+            a.labels[others],
+            method=sets.method,
+            uniforms=None if uniforms is None else uniforms[others],
+            penalty=sets.penalty,
+            free_ranks=sets.free_ranks,
+        )
+        found[judged] = fitted.sets(a.mean[judged], coverage, None if uniforms is None else uniforms[judged])
+    return found

@@ -1,0 +1,68 @@
+"""What an export knows when it writes its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropserve.dropout.engine import Settings
+from dropserve.manifest import RunManifest, VersionManifest
+from dropserve.store import Stored
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the exported graphs answered to rows that were not trained on.
+
+    Attributes:
+        inputs: for the name of each input [B, ...], as a request would bring them.
+        target: what is true [B] or [B, ...].
+        plain: the deterministic answer [B, ...]: logits or values.
+        samples: Monte Carlo answers [T, B, ...]; None without dropout sites.
+        settings: how the samples were made.
+        available: rows in the run, of which B were taken.
+    """
+
+    inputs: Mapping[str, Array]
+    target: Array
+    plain: Array
+    samples: Array | None
+    settings: Settings
+    available: int
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a report is written from.
+
+    Attributes:
+        run: what was exported, verified.
+        manifest: of the version that will be published; its ``files`` are not filled in yet.
+        folder: of the version, with its graphs.
+        held: answers to held-out rows, or why there are none.
+        calibrated: a line that says what calibration found, or why there is none.
+        parity: figures of the parity checks, by name.
+        notes: what the exporters had to say.
+        seconds: how long each step took.
+    """
+
+    run: Stored[RunManifest]
+    manifest: VersionManifest
+    folder: Path
+    held: HeldOut | str
+    calibrated: str
+    parity: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str]
+    seconds: Mapping[str, float]

@@ -1,0 +1,100 @@
+"""The held-out rows that a model is most and least certain of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dropserve.manifest import RunManifest
+
+from .answers import ClassAnswers, ValueAnswers
+from .content import Example, Gallery, Section, Tone
+from .evidence import HeldOut
+from .pictures import as_pictures, data_uri
+from .words import count, number, percent
+
+EACH = 8
+_VALUES = 6
+Say = Callable[[int], tuple[str, str, Tone]]
+_TITLE = "What it is most and least certain of"
+
+
+def class_examples(a: ClassAnswers, held: HeldOut, run: RunManifest) -> Section:
+    """Examples of a classifier, by predictive entropy."""
+    shown = a.mean if a.calibrated is None else a.calibrated
+    labels = run.labels or tuple(map(str, range(shown.shape[1])))
+
+    def say(row: int) -> tuple[str, str, Tone]:
+        best, true = int(shown[row].argmax()), int(a.labels[row])
+        said = f"{labels[best]} ({percent(float(shown[row, best]))})"
+        if best == true:
+            return said, "right", "good"
+        return said, f"wrong: it is {labels[true]} ({percent(float(shown[row, true]))})", "bad"
+
+    order = np.argsort(a.total, kind="stable")
+    unsure = order[::-1][:EACH]
+    wrong = int((~a.correct[unsure]).sum())
+    words = (
+        (
+            f"Below are the {count(min(EACH, len(order)), 'held-out row')} at each end. Of those that the "
+            f"model "
+            f"doubts "
+            f"most, it got {wrong} wrong; percentages are its "
+            f"{'calibrated ' if a.calibrated is not None else ''}"
+            "probabilities."
+        ),
+    )
+    return _section(words, order, held, run, say)
+
+
+def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
+    """Examples of a regressor, by predicted deviation."""
+    doubt = next((s for s in (a.calibrated, a.total, a.epistemic) if s is not None), None)
+    if doubt is None:
+        return Section("examples", _TITLE, absent="Without dropout this model gives no measure of doubt.")
+
+    def say(row: int) -> tuple[str, str, Tone]:
+        off = abs(float(a.mean[row, 0] - a.target[row, 0])) / float(doubt[row, 0] or 1)
+        said = f"{number(float(a.mean[row, 0]))} ± {number(float(doubt[row, 0]))}"
+        return said, f"true: {number(float(a.target[row, 0]))}", "good" if off <= 2 else "bad"
+
+    words = (
+        (
+            "Below are the held-out rows at each end: what the model said, plus or minus one predicted "
+            "standard "
+            "deviation, and what is true. Red: off by more than two of them."
+        ),
+    )
+    return _section(words, np.argsort(doubt[:, 0], kind="stable"), held, run, say)
+
+
+def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunManifest, say: Say) -> Section:
+    pictures = as_pictures(held.inputs)
+    columns = run.data.get("columns")
+    names = [str(c) for c in columns] if isinstance(columns, list) else None
+
+    def example(row: int) -> Example:
+        picture = "" if pictures is None else data_uri(pictures[row])
+        values = () if picture else _values(held, row, names)
+        return Example(picture, values, *say(row))
+
+    blocks = (
+        Gallery("Least certain", tuple(example(int(row)) for row in order[::-1][:EACH])),
+        Gallery("Most certain", tuple(example(int(row)) for row in order[:EACH])),
+    )
+    return Section("examples", _TITLE, words, blocks)
+
+
+def _values(held: HeldOut, row: int, names: list[str] | None) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    for name, array in held.inputs.items():
+        flat = np.ravel(array[row])
+        if names is not None and len(held.inputs) == 1 and len(names) == len(flat):
+            own = names
+        else:
+            own = [name] if len(flat) == 1 else [f"{name}[{i}]" for i in range(len(flat))]
+        found += [(n, f"{v:.4g}") for n, v in zip(own[:_VALUES], flat[:_VALUES].tolist(), strict=True)]
+        if len(flat) > _VALUES:
+            found.append(("...", f"{len(flat) - _VALUES} more"))
+    return tuple(found)

@@ -1,0 +1,181 @@
+"""How training went, and how the model does on rows it learned from and on rows it did not."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .content import Plot, Section, Table
+from .evidence import Evidence
+from .svg import Axis, Line, Mark, draw
+from .words import number, percent, spaced
+
+CURVE = "learning_curve.csv"
+Curve = dict[str, NDArray[np.float64]]
+_NO_CURVE = (
+    f"The run has no {CURVE}: the model was trained elsewhere and imported, and dropserve did not watch."
+)
+
+
+def read_curve(evidence: Evidence) -> Curve | None:
+    """The columns of the run's learning curve; None if it has none."""
+    if CURVE not in evidence.run.manifest.files:
+        return None
+    with evidence.run.path(CURVE).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return None
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+def curves(evidence: Evidence) -> Section:
+    """Losses and score, epoch by epoch."""
+    curve = read_curve(evidence)
+    if curve is None:
+        return Section("curves", "How it learned", absent=_NO_CURVE)
+    epochs, best = curve["epoch"], _best(evidence, curve)
+    classifies = evidence.manifest.task == "classification"
+    words = (
+        (
+            f"Training ran for {len(epochs)} epochs, each one pass over the training rows. The weights of "
+            f"epoch "
+            f"{int(epochs[best])} are kept: there, the loss on the validation rows was lowest."
+        ),
+    )
+    unit = "cross entropy (nats)" if classifies else "mean squared error (standardised)"
+    train, validation = curve["train_loss"], curve["validation_loss"]
+    log = bool(min(train.min(), validation.min()) > 0)
+    marks: list[Mark] = [Line(epochs, train, "faint"), Line(epochs, validation, "a")]
+    marks.append(Line(epochs[best : best + 1], validation[best : best + 1], "c", dots=True))
+    across = _epochs(epochs)
+    losses = Plot(
+        "Loss",
+        draw("Loss by epoch", across, Axis.around(unit, train, validation, log=log), marks),
+        (("faint", "training, dropout on"), ("a", "validation, dropout off"), ("c", "kept")),
+        "Lower is better." + (" The scale is logarithmic." if log else ""),
+    )
+    blocks = [losses]
+    if score := next((name for name in curve if name in {"validation_accuracy", "validation_rmse"}), None):
+        own = curve[score]
+        up = Axis.around(spaced(score), own)
+        if classifies:
+            up = Axis(up.label, max(0, up.low), min(1, up.high), percent=True)
+        drawn: list[Mark] = [
+            Line(epochs, own),
+            Line(epochs[best : best + 1], own[best : best + 1], "c", dots=True),
+        ]
+        shown = percent(own[best]) if classifies else number(own[best])
+        blocks.append(
+            Plot(
+                spaced(score).capitalize(),
+                draw(f"{spaced(score)} by epoch", across, up, drawn),
+                (("a", "validation, dropout off"), ("c", "kept")),
+                f"{shown} at epoch {int(epochs[best])}.",
+            )
+        )
+    return Section("curves", "How it learned", words, tuple(blocks))
+
+
+def overfitting(evidence: Evidence) -> Section:
+    """How training and validation differ."""
+    title = "Does it overfit?"
+    curve, metrics = read_curve(evidence), evidence.run.manifest.metrics
+    if curve is None:
+        return Section("overfitting", title, absent=_NO_CURVE)
+    epochs, best = curve["epoch"], _best(evidence, curve)
+    train, validation = curve["train_loss"], curve["validation_loss"]
+    low, last = float(validation[best]), float(validation[-1])
+    words = [_tail(len(epochs) - 1 - best, low, last), _gap(float(train[best]), low)]
+    compared = _validation_against_test(metrics)
+    if compared:
+        words.append(compared)
+    ratio = validation / np.maximum(train, 1e-300)
+    blocks = (
+        Plot(
+            "Validation loss divided by training loss",
+            draw(
+                "Validation loss divided by training loss, by epoch",
+                _epochs(epochs),
+                Axis.around("ratio of losses", ratio, [1.0]),
+                [Line([epochs[0], epochs[-1]], [1, 1], "faint", dashed=True), Line(epochs, ratio)],
+            ),
+            (("a", "ratio"), ("faint", "equal losses")),
+            "A ratio that keeps rising says that the model is learning its training rows by heart. Training "
+            "loss "
+            "is measured with dropout on, which makes it larger: below 1 is usual under dropout.",
+        ),
+        Table(
+            ("loss", f"epoch {int(epochs[best])} (kept)", f"epoch {int(epochs[-1])} (last)"),
+            (
+                ("training, dropout on", number(float(train[best])), number(float(train[-1]))),
+                ("validation, dropout off", number(low), number(last)),
+            ),
+        ),
+    )
+    return Section("overfitting", title, tuple(words), blocks)
+
+
+def _epochs(epochs: NDArray[np.float64]) -> Axis:
+    first, last = float(epochs[0]), float(epochs[-1])
+    return Axis("epoch", first, last if last > first else first + 1, whole=True)
+
+
+def _best(evidence: Evidence, curve: Curve) -> int:
+    """The row of the epoch that was kept."""
+    named = evidence.run.manifest.metrics.get("best_epoch")
+    found = np.flatnonzero(curve["epoch"] == named) if named is not None else []
+    return int(found[0]) if len(found) else int(np.argmin(curve["validation_loss"]))
+
+
+def _tail(later: int, low: float, last: float) -> str:
+    if later == 0:
+        return (
+            "Validation loss was still at its lowest when training ended: there is no sign of overfitting, "
+            "and "
+            "more epochs might help."
+        )
+    rise = (last - low) / low if low > 0 else math.nan
+    if math.isnan(rise) or rise < 0.05:
+        return (
+            f"In the {later} epochs after the one that was kept, validation loss stayed within 5% of its "
+            f"lowest "
+            "value: there is no sign of overfitting."
+        )
+    return (
+        f"In the {later} epochs after the one that was kept, validation loss rose by {percent(rise, 0)}: "
+        f"training "
+        "longer would have overfitted. That is why an earlier epoch was kept."
+    )
+
+
+def _gap(train: float, validation: float) -> str:
+    if validation <= train:
+        return (
+            f"At the kept epoch the loss is {number(validation)} on validation rows and {number(train)} on "
+            f"training "
+            "rows, which are measured with dropout on, and so are harder. The model does no worse on rows it "
+            "has not seen."
+        )
+    return (
+        f"At the kept epoch the loss is {number(validation)} on validation rows against {number(train)} on "
+        f"training "
+        "rows, although these are measured with dropout on, which makes them harder: the model does "
+        "better on what it has seen. More dropout, more data or a smaller model may narrow the gap."
+    )
+
+
+def _validation_against_test(metrics: dict[str, float]) -> str:
+    for name in ("accuracy", "rmse"):
+        pair = [metrics.get(f"{part}_{name}") for part in ("validation", "test")]
+        if None not in pair:
+            shown = [percent(v or 0) if name == "accuracy" else number(v or 0) for v in pair]
+            what = "accuracy" if name == "accuracy" else "root mean squared error"
+            return (
+                f"Validation rows chose the epoch, test rows chose nothing: {what} is {shown[0]} on the "
+                f"former and "
+                f"{shown[1]} on the latter."
+            )
+    return ""

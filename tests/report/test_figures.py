@@ -1,0 +1,168 @@
+"""The figures of the page, computed again by scikit-learn, MAPIE's formula or by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from dropserve.dropout.statistics import softmax
+from dropserve.report.classes import wilson
+from dropserve.report.content import Gallery, Page, Plot, Section, Table
+from dropserve.report.evidence import Evidence, HeldOut
+from dropserve.report.folds import folds
+from dropserve.report.page import compose
+
+Make = Callable[..., Evidence]
+Rows = Callable[..., HeldOut]
+
+
+def section(page: Page, name: str) -> Section:
+    (found,) = [s for s in page.sections if s.id == name]
+    return found
+
+
+def table(found: Section, first: str) -> dict[str, tuple[str, ...]]:
+    """Rows of the table whose head begins so, by their first cell."""
+    (wanted,) = [b for b in found.blocks if isinstance(b, Table) and b.head[0] == first]
+    return {row[0]: row[1:] for row in wanted.rows}
+
+
+def test_folds_judge_each_row_once_by_others() -> None:
+    judged = []
+    for others, own in folds(23):
+        assert sorted([*others, *own]) == list(range(23))
+        judged += own.tolist()
+    assert sorted(judged) == list(range(23))
+
+
+def test_scores_before_calibration_are_those_of_scikit_learn(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    rows = table(section(compose(make(held)), "reliability"), "answers")
+    plain, mean = softmax(held.plain), softmax(held.samples).mean(axis=0)
+    for name, p in (("plain (dropout off)", plain), ("Monte Carlo, 50 samples, before calibration", mean)):
+        accuracy = metrics.accuracy_score(held.target, p.argmax(axis=1))
+        loss = metrics.log_loss(held.target, p)
+        squares = metrics.brier_score_loss(held.target, p, scale_by_half=False)
+        got = rows[name]
+        assert (got[0], got[2], got[3]) == (f"{accuracy:.1%}", f"{loss:.4f}", f"{squares:.4f}")
+
+
+def test_calibration_is_judged_on_rows_it_did_not_see(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    mean = softmax(held.samples).mean(axis=0)
+    expected = np.empty_like(mean)
+    grid = np.exp(np.linspace(np.log(0.02), np.log(50), 20001))
+    for others, own in folds(held.rows):
+        logs = np.log(mean[others])
+        losses = [metrics.log_loss(held.target[others], softmax(logs / t)) for t in grid[::40]]
+        best = np.argmin(losses) * 40
+        near = grid[max(best - 40, 0) : best + 41]
+        t = min(near, key=lambda t: metrics.log_loss(held.target[others], softmax(logs / t)))
+        expected[own] = softmax(np.log(mean[own]) / t)
+    got = table(section(compose(make(held)), "reliability"), "answers")
+    after = float(got["Monte Carlo, 50 samples, after calibration"][2])
+    assert after == pytest.approx(metrics.log_loss(held.target, expected), abs=2e-4)
+    assert after < float(got["Monte Carlo, 50 samples, before calibration"][2])
+
+
+def test_what_declining_buys_is_counted_by_hand(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    mean = softmax(held.samples).mean(axis=0)
+    doubt = -(mean * np.log(mean)).sum(axis=1)
+    wrong = (mean.argmax(axis=1) != held.target)[np.argsort(doubt)]
+    rows = table(section(compose(make(held)), "selective"), "answered by the model")
+    for share in (100, 90, 50):
+        assert rows[f"{share}%"] == (f"{wrong[: 2 * share].mean():.2%}",)
+
+
+def test_doubt_of_wrong_answers_is_scikit_learns_auroc(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    mean = softmax(held.samples).mean(axis=0)
+    doubt = -(mean * np.log(mean)).sum(axis=1)
+    wrong = mean.argmax(axis=1) != held.target
+    found = section(compose(make(held)), "uncertainty")
+    assert f"{metrics.roc_auc_score(wrong, doubt):.1%} of such pairs" in found.words[0]
+    assert f"{(~wrong).sum()} answers right, {wrong.sum()} wrong" in found.words[0]
+
+
+def test_sets_are_those_of_the_quantile_of_the_other_rows(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    mean = softmax(held.samples).mean(axis=0)
+    own = np.arange(held.rows)
+    scores = 1 - mean
+    sets = np.empty(mean.shape, bool)
+    for others, judged in folds(held.rows):
+        rank = int(np.ceil((len(others) + 1) * 0.9))
+        limit = np.sort(scores[own, held.target][others])[rank - 1]
+        sets[judged] = scores[judged] <= limit
+    row = table(section(compose(make(held)), "conformal"), "asked")["90%"]
+    sizes = sets.sum(axis=1)
+    shares = [f"{(sizes == k).mean():.1%}" for k in (1, 0)]
+    assert (row[0], row[2], *row[3:]) == (
+        f"{sets[own, held.target].mean():.1%}",
+        f"{sizes.mean():.2f}",
+        *shares,
+    )
+
+
+def test_wilson_intervals_are_those_of_scipy() -> None:
+    counts = np.array([1, 5, 40, 40])
+    hits = np.array([1, 2, 0, 37])
+    low, high = wilson(hits / counts, counts)
+    for i, (k, n) in enumerate(zip(hits, counts, strict=True)):
+        expected = binomtest(int(k), int(n)).proportion_ci(method="wilson")
+        assert (low[i], high[i]) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+def test_a_regressors_errors_are_those_of_scikit_learn(make: Make, value_rows: Rows) -> None:
+    held = value_rows()
+    page = compose(make(held, task="regression"))
+    mean = held.samples.mean(axis=0)
+    rows = table(section(page, "predictions"), "answers")
+    for name, made in (("plain (dropout off)", held.plain), ("Monte Carlo mean, 50 samples", mean)):
+        expected = (
+            metrics.root_mean_squared_error(held.target, made),
+            metrics.mean_absolute_error(held.target, made),
+        )
+        assert rows[name] == tuple(f"{e:.4g}" for e in expected)
+
+
+def test_a_regressors_intervals_cover_and_are_as_wide_as_the_noise_demands(
+    make: Make, value_rows: Rows
+) -> None:
+    page = compose(make(value_rows(2000), task="regression"))
+    rows = table(section(page, "conformal"), "asked")
+    for share, z in ((50, 0.6745), (80, 1.2816), (90, 1.6449), (95, 1.96)):
+        held, width = rows[f"{share}%"]
+        assert float(held.rstrip("%")) == pytest.approx(share, abs=2.5)
+        assert float(width) == pytest.approx(2 * z * 2, rel=0.08), "errors have the deviation 2"
+    residuals = [b for b in section(page, "residuals").blocks if isinstance(b, Plot)]
+    squares = [float(re.findall(r"Mean square ([\d.]+)", plot.caption)[0].rstrip(".")) for plot in residuals]
+    assert squares == pytest.approx([1, 1], abs=0.1)
+
+
+def test_overfitting_is_told_from_the_curve(make: Make) -> None:
+    found = section(compose(make()), "overfitting")
+    assert "rose by 100%" in found.words[0], "0.2 at epoch 3, 0.4 at epoch 4"
+    assert "accuracy is 91.0% on the former and 87.0% on the latter" in found.words[2]
+    losses = table(found, "loss")
+    assert losses["validation, dropout off"] == ("0.2", "0.4")
+
+
+def test_examples_are_the_ends_of_the_order_by_entropy(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    mean = softmax(held.samples).mean(axis=0)
+    order = np.argsort((mean * np.log(mean)).sum(axis=1))
+    labels = ("ant", "bee", "cat", "dog")
+    galleries = [b for b in section(compose(make(held)), "examples").blocks if isinstance(b, Gallery)]
+    for gallery, rows in zip(galleries, (order, order[::-1]), strict=True):
+        for example, row in zip(gallery.examples, rows, strict=False):
+            assert example.said.startswith(labels[mean[row].argmax()])
+            right = mean[row].argmax() == held.target[row]
+            assert example.tone == ("good" if right else "bad")
+            assert right or f"it is {labels[held.target[row]]} " in example.truth
