@@ -85,7 +85,7 @@ class Transformer(nn.Module):
     def __init__(self, batch_first: bool = True) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=batch_first)
-        self.body = nn.TransformerEncoder(layer, 2 if batch_first else 1, enable_nested_tensor=False)
+        self.body = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.end, self.axis = nn.Linear(8, 3), 1 if batch_first else 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
