@@ -63,11 +63,6 @@ def ask_triton():
     except triton.InferenceServerException as error:
         sound = "expected [rows, 64]" in error.message() and error.status() == "400"
         tell("tritonclient", "a wrong shape is told in words", sound=sound)
-    tell(
-        "tritonclient",
-        "is_server_live, is_server_ready",
-        sound=client.is_server_live() and client.is_server_ready(),
-    )
 
 
 async def ask_triton_async():

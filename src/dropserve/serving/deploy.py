@@ -195,7 +195,6 @@ def _write_properties(deployment: Deployment, properties: Properties, grpc: Sequ
         "token_expiration_min": str(_TOKEN_MINUTES),
         "enable_envvars_config": "false",
         "decode_input_request": "false",
-        "ts_open_inference_protocol": "true",
         "disable_system_metrics": "true",
         "number_of_gpu": "0",
     }
