@@ -401,7 +401,7 @@ def test_a_full_disk_at_publish(tmp_path: Path, row: Row) -> None:
     (tmp_path / "model_store").mkdir()
     commands = {"export mlp": whole, words: whole}
     version, run = whole - run_size, run_size
-    room = {"export mlp": [version * part // 100 for part in (5, 25, 50, 90)], words: [run // 2]}
+    room = {"export mlp": [version * part // 100 for part in (10, 50, 90)], words: [run // 2]}
     for command, start in commands.items():
         for more in room[command]:
             script = DISK.format(size=start + more + 60, command=command)
