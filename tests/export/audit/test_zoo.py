@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import zoo
 
 from dropserve.export.audit import run_audit
 from dropserve.export.audit.full import full_audit
+from dropserve.export.subject import Subject
+from dropserve.training.recipe_file import load_recipe
+from dropserve.training.run import prepare
 
 BROKEN, CORRECT = zoo.broken(), zoo.correct()
 
@@ -45,3 +51,20 @@ def test_the_graphs_of_a_correct_model_are_not_refused(animal: zoo.Animal) -> No
     records = full_audit(animal.subject(), animal.settings(), rebuild=animal.build)
     assert [record for record in records if record.verdict == "failed"] == []
     assert any(record.name == "parity-onnx" and record.verdict == "passed" for record in records)
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "training" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_model_of_a_shipped_recipe_is_not_refused(recipe: Path) -> None:
+    prepared = prepare(load_recipe(recipe))
+    data = prepared.dataset
+    rows = {prepared.signature.inputs[0].name: data.features[data.split.validation].astype(np.float32)}
+    subject = Subject(recipe.stem, prepared.build().eval(), prepared.signature.inputs, rows)
+    records = run_audit(subject, zoo.SETTINGS, rebuild=prepared.build, stages=["eager", "converse"])
+    assert [record for record in records if record.verdict == "failed"] == []
+    assert {r.name for r in records if r.verdict == "passed"} >= {
+        "every-site-acts",
+        "matches-training-dropout",
+    }
