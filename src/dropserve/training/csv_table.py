@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from dropserve.errors import DataError
+from dropserve.training.cells import Problems, number, sorted_labels
 from dropserve.training.problems import did_you_mean, shown
 from dropserve.training.recipe import CsvData
 from dropserve.training.table import FloatArray, Table
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
-_SHOWN = 10
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -51,7 +51,7 @@ def read_csv(data: CsvData, folder: Path, *, task: str) -> Table:
         chosen = [_column(sheet, name, "features") for name in data.features]
     if not chosen:
         raise DataError(f"{sheet.file}: no column is left beside the target {data.target!r} to learn from")
-    problems = _Problems(sheet)
+    problems = Problems(sheet.file, lambda row: f"line {sheet.lines[row]}")
     features = np.empty((len(sheet.rows), len(chosen)), np.float32)
     for place, column in enumerate(chosen):
         features[:, place] = _numbers(sheet, column, problems)
@@ -63,12 +63,12 @@ def read_csv(data: CsvData, folder: Path, *, task: str) -> Table:
     texts = [row[target].strip() for row in sheet.rows]
     for row, text in enumerate(texts):
         if text.lower() in _MISSING:
-            problems.add(row, target, "the class is missing; fill it in, or remove the line")
+            problems.add(row, data.target, "the class is missing; fill it in, or remove the line")
     problems.raise_if_any()
-    labels = _sorted_labels(texts)
-    number = {label: place for place, label in enumerate(labels)}
+    labels = sorted_labels(texts)
+    places = {label: at for at, label in enumerate(labels)}
     return Table(
-        str(sheet.file), features, np.array([number[text] for text in texts], np.int64), columns, labels
+        str(sheet.file), features, np.array([places[text] for text in texts], np.int64), columns, labels
     )
 
 
@@ -112,7 +112,7 @@ def _check_width(file: Path, line: int, row: Sequence[str], header: Sequence[str
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
-    if len(header) > 1 and all(_number(name) is not None for name in header):
+    if len(header) > 1 and all(number(name) is not None for name in header):
         raise DataError(
             f"{file}, line 1: {', '.join(header[:4])}... are numbers; expected a header line with the names "
             "of the columns. Add one."
@@ -130,56 +130,17 @@ def _column(sheet: _Sheet, name: str, key: str) -> int:
     )
 
 
-def _number(text: str) -> float | None:
-    """A number as spreadsheets write it; not Python's ``1_000``."""
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _numbers(sheet: _Sheet, column: int, problems: _Problems) -> FloatArray:
-    values = np.zeros(len(sheet.rows), np.float32)
+def _numbers(sheet: _Sheet, column: int, problems: Problems) -> FloatArray:
+    values, name = np.zeros(len(sheet.rows), np.float32), sheet.header[column]
     for row, cells in enumerate(sheet.rows):
         text = cells[column].strip()
-        number = _number(text)
+        value = number(text)
         if text.lower() in _MISSING:
-            problems.add(row, column, "the value is missing; fill it in, or remove the line")
-        elif number is None:
-            problems.add(row, column, f"{shown(text)} is not a number; mend it, or leave the column out")
-        elif not math.isfinite(number) or abs(number) > _LARGEST:
-            problems.add(row, column, f"{shown(text)} is not finite in 32 bits; rescale the column")
+            problems.add(row, name, "the value is missing; fill it in, or remove the line")
+        elif value is None:
+            problems.add(row, name, f"{shown(text)} is not a number; mend it, or leave the column out")
+        elif not math.isfinite(value) or abs(value) > _LARGEST:
+            problems.add(row, name, f"{shown(text)} is not finite in 32 bits; rescale the column")
         else:
-            values[row] = number
+            values[row] = value
     return values
-
-
-def _sorted_labels(texts: list[str]) -> tuple[str, ...]:
-    """Classes in the order of their numbers if all are numbers, else of their texts."""
-    found = sorted(set(texts))
-    numbers = [_number(text) for text in found]
-    if all(number is not None and math.isfinite(number) for number in numbers):
-        return tuple(text for _, text in sorted(zip(numbers, found, strict=True)))
-    return tuple(found)
-
-
-class _Problems:
-    """Cells that cannot be used: the first few by place, the rest by number."""
-
-    def __init__(self, sheet: _Sheet) -> None:
-        self._sheet = sheet
-        self._found: list[str] = []
-        self._count = 0
-
-    def add(self, row: int, column: int, what: str) -> None:
-        self._count += 1
-        if self._count <= _SHOWN:
-            name = self._sheet.header[column]
-            self._found.append(f"line {self._sheet.lines[row]}, column {name!r}: {what}")
-
-    def raise_if_any(self) -> None:
-        if not self._count:
-            return
-        more = [f"... and {self._count - _SHOWN} more"] if self._count > _SHOWN else []
-        lines = "\n".join(f"  - {line}" for line in [*self._found, *more])
-        raise DataError(f"{self._sheet.file}: {self._count} values cannot be learned from\n{lines}")

@@ -16,7 +16,7 @@ from dropserve.errors import DataError
 from dropserve.manifest import Preprocessing, Scaling
 from dropserve.training.recipe import Recipe, SplitTable
 from dropserve.training.sources import load_table
-from dropserve.training.table import FloatArray, Table
+from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
 
 INPUT = "input"  # the name of a recipe model's input, in its signature and graphs
 OUTPUT = "output"
@@ -104,7 +104,6 @@ def _check_target(table: Table) -> None:
                 f"{where}: the target is {table.target[0]:g} in every row; nothing can be learned"
             )
         return
-    counts = np.bincount(table.target, minlength=len(table.labels))
     if len(table.labels) == 1:
         raise DataError(f"{where}: every row is of class {table.labels[0]!r}; at least 2 classes are needed")
     if len(table.labels) > len(table) // 2:
@@ -112,13 +111,19 @@ def _check_target(table: Table) -> None:
             f"{where}: the target has {len(table.labels)} different values in {len(table)} rows; that looks "
             'like a number or an identifier, not a class. Set task = "regression", or another data.target.'
         )
+    _check_classes(table, np.arange(len(table)))
+
+
+def _check_classes(table: Table, rows: NDArray[np.int64]) -> None:
+    counts = np.bincount(table.target[rows], minlength=len(table.labels))
     rare = [
         f"{label!r} ({count})" for label, count in zip(table.labels, counts, strict=True) if count < _FEWEST
     ]
     if rare:
         raise DataError(
-            f"{where}: too few rows of class {', '.join(rare[:10])}; each class needs at least {_FEWEST}, "
-            "one for training, validation and test each. Add rows, merge classes, or remove those rows."
+            f"{table.name}: too few rows of class {', '.join(rare[:10])}; each class needs at least "
+            f"{_FEWEST}, one for training, validation and test each. Add rows, merge classes, or "
+            "remove those rows."
         )
 
 
@@ -126,7 +131,7 @@ def _check_scaled(dataset: Dataset) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         features, target = dataset.features.reshape(len(dataset.table), -1), dataset.target
     wide = np.flatnonzero(~np.isfinite(features).all(axis=0))
-    names = [repr(dataset.table.columns[place]) for place in wide[:10]]
+    names = [dataset.table.feature_name(int(place)) for place in wide[:10]]
     if not np.isfinite(target).all():
         names.append("the target")
     if names:
@@ -143,22 +148,31 @@ def split_rows(table: Table, split: SplitTable) -> Split:
     """
     from sklearn.model_selection import train_test_split  # noqa: PLC0415  # a second to import
 
-    rows = np.arange(len(table))
-    smallest = max(_FEWEST, len(table.labels))
-    counts = {part: round(getattr(split, part) * len(rows)) for part in ("validation", "test")}
-    counts["training"] = len(rows) - sum(counts.values())
+    parts = table.parts if table.parts is not None else np.full(len(table), OPEN, np.int8)
+    rest = np.flatnonzero(parts == OPEN)
+    held: dict[str, NDArray[np.int64]] = {
+        "validation": np.flatnonzero(parts == VALIDATION),
+        "test": np.flatnonzero(parts == TEST),
+    }
+    drawn = [part for part in ("test", "validation") if not len(held[part])]
+    counts = {part: round(getattr(split, part) * len(rest)) for part in drawn}
+    counts["training"] = len(rest) - sum(counts.values())
+    smallest = max(_FEWEST, len(table.labels)) if drawn else _FEWEST
     for part, count in counts.items():
         if count < smallest:
             raise DataError(
-                f"{table.name}: {count} of {len(rows)} rows would be for {part}, and at least {smallest} are "
+                f"{table.name}: {count} of {len(rest)} rows would be for {part}, and at least {smallest} are "
                 f"needed{' (a row of each class)' if table.labels else ''}. Add rows, or change [split]."
             )
-    strata = table.target if table.labels else None
-    rest, test = train_test_split(rows, test_size=counts["test"], stratify=strata, random_state=split.seed)
-    strata = table.target[rest] if table.labels else None
-    train, validation = train_test_split(
-        rest, test_size=counts["validation"], stratify=strata, random_state=split.seed
-    )
+    if drawn and table.labels:
+        _check_classes(table, rest)
+    for part in drawn:
+        strata = table.target[rest] if table.labels else None
+        divided: Any = train_test_split(
+            rest, test_size=counts[part], stratify=strata, random_state=split.seed
+        )  # its type allows lists
+        rest, held[part] = divided
+    train, validation, test = rest, held["validation"], held["test"]
     unseen = sorted(set(range(len(table.labels))) - set(table.target[train].tolist()))
     if unseen:
         names = ", ".join(repr(table.labels[number]) for number in unseen)

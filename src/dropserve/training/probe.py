@@ -29,9 +29,12 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
             output = model.eval()(rows)
     except Exception as error:
         shape = ", ".join(map(str, rows.shape[1:]))
+        named = (
+            f" ({len(table.columns)} features: {', '.join(table.columns[:4])}, ...)" if table.columns else ""
+        )
         raise ModelSourceError(
-            f"{type(model).__name__} cannot take {len(rows)} rows of {table.name}, [{shape}] float32 each "
-            f"({len(table.columns)} features: {', '.join(table.columns[:4])}, ...): "
+            f"{type(model).__name__} cannot take {len(rows)} rows of {table.name}, [{shape}] float32 each"
+            f"{named}: "
             f"{type(error).__name__}: {error}. Change [model.arguments] to fit that many features."
         ) from error
     finally:

@@ -111,8 +111,106 @@ class CsvData(_DataTable):
     delimiter: str = Field(",", pattern=r"^[^\n\r\"]$", description='one character, such as "," or ";"')
 
 
+class _ArrayTable(_DataTable):
+    """Rows of any shape.
+
+    Attributes:
+        shape: of a row as the model and requests see it, such as ``[784]`` for a perceptron on pixels.
+    """
+
+    shape: list[Count] | None = Field(
+        None, min_length=1, description="a list of whole numbers; leave it out to keep the shape of the data"
+    )
+
+
+class NpzData(_ArrayTable):
+    """Two arrays of a ``.npz`` file (``numpy.savez``): features ``[rows, ...]`` and target ``[rows]``."""
+
+    source: Literal["npz"]
+    file: str = Field(min_length=1, description="path of an .npz file, relative to this recipe")
+    features: str = Field("x", min_length=1, description="the name of an array, [rows, ...]")
+    target: str = Field("y", min_length=1, description="the name of an array, [rows]")
+
+
+class ParquetData(_DataTable):
+    """A Parquet file: numeric feature columns, and a target column.
+
+    Attributes:
+        file: path, relative to the recipe.
+        target: name of the column to predict: classes (any text) or numbers.
+        features: names of the columns to learn from, in the order in which requests will send them;
+            by default every column but the target, in the order of the file.
+    """
+
+    source: Literal["parquet"]
+    file: str = Field(min_length=1, description="path of a Parquet file, relative to this recipe")
+    target: str = Field(min_length=1, description="the name of the column to predict")
+    features: list[str] | None = Field(
+        None, min_length=1, description="a list of column names; leave it out to take every other column"
+    )
+
+
+_FILE_NAME = Field(pattern=r"^[^/\\]+$", description="the name of a file in data.folder")
+_SCALING = '"feature" (each to mean 0, deviation 1), "global" (one for all pixels) or "none"'
+
+
+class IdxData(_ArrayTable):
+    """IDX files, the format of MNIST, compressed or not: from a folder, or fetched into it once.
+
+    Attributes:
+        folder: where the files are, or are put, relative to the recipe.
+        features: file of the images, ``[rows, height, width]``; a row becomes ``[1, height, width]``.
+        target: file of the labels.
+        test_features: file of rows that are set aside for the test, so that ``split.test`` is not used.
+        test_target: its labels.
+        url: where to fetch the files from, their names apart.
+        sha256: for each file its hash; needed for what is fetched.
+    """
+
+    source: Literal["idx"]
+    folder: str = Field(min_length=1, description="path of a folder, relative to this recipe")
+    features: Annotated[str, _FILE_NAME] = "train-images-idx3-ubyte"
+    target: Annotated[str, _FILE_NAME] = "train-labels-idx1-ubyte"
+    test_features: Annotated[str | None, _FILE_NAME] = None
+    test_target: Annotated[str | None, _FILE_NAME] = None
+    url: str | None = Field(
+        None, pattern=r"^https?://", description="an address that begins with http:// or https://"
+    )
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        {}, description="a table of file names and their SHA-256, 64 digits of 0-9 and a-f"
+    )
+    scaling: Literal["feature", "global", "none"] = Field("global", description=_SCALING)
+
+
+class ImagesData(_ArrayTable):
+    """A folder of images, with a folder for each class.
+
+    Attributes:
+        folder: path, relative to the recipe.
+        size: height and width that every image is brought to.
+        colour: three channels or one.
+        parts: ``folders`` takes the parts from folders called train, validation (or val) and test, with the
+            classes in each; what is not there is drawn from train as ``[split]`` says.
+    """
+
+    source: Literal["images"]
+    folder: str = Field(min_length=1, description="path of a folder, relative to this recipe")
+    size: list[Count] = Field(min_length=2, max_length=2, description="[height, width] in pixels")
+    colour: Literal["rgb", "grey"] = Field("rgb", description="rgb or grey")
+    parts: Literal["seeded", "folders"] = Field("seeded", description="seeded or folders")
+    scaling: Literal["feature", "global", "none"] = Field("global", description=_SCALING)
+
+
 DataTable = Annotated[
-    BundledData | MakeClassificationData | MakeRegressionData | MakeMoonsData | CsvData,
+    BundledData
+    | MakeClassificationData
+    | MakeRegressionData
+    | MakeMoonsData
+    | CsvData
+    | ParquetData
+    | NpzData
+    | IdxData
+    | ImagesData,
     Field(discriminator="source", description="a table [data] with a key source"),
 ]
 
@@ -203,5 +301,6 @@ SOURCE_TASK: dict[str, str] = {
     "make_classification": "classification",
     "make_regression": "regression",
     "make_moons": "classification",
+    "images": "classification",
 }
-"""The task of each source that allows only one; a CSV file suits either."""
+"""The task of each source that allows only one; files suit either."""

@@ -13,7 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 from dropserve.errors import ModelSourceError, RecipeError, UsageError
 from dropserve.training.arguments import argument_problems
 from dropserve.training.problems import describe, with_overrides
-from dropserve.training.recipe import SOURCE_TASK, CsvData, DataTable, Recipe
+from dropserve.training.recipe import (
+    SOURCE_TASK,
+    CsvData,
+    DataTable,
+    IdxData,
+    ImagesData,
+    NpzData,
+    ParquetData,
+    Recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -90,15 +99,7 @@ def _data_problems(content: Mapping[str, Any], folder: Path) -> list[str]:
     problems: list[str] = []
     if needed and task in ("classification", "regression") and task != needed:
         problems.append(f"task: got {task!r}; data.source = {data.source!r} is for {needed!r}")
-    if isinstance(data, CsvData):
-        file = folder / data.file
-        if not file.is_file():
-            problems.append(f"data.file: got {data.file!r}; there is no file {file}")
-        if data.features and data.target in data.features:
-            problems.append(f"data.features: holds the target {data.target!r}; take it out")
-        twice = sorted({name for name in data.features or [] if (data.features or []).count(name) > 1})
-        if twice:
-            problems.append(f"data.features: {', '.join(twice)} stands there twice; name each column once")
+    problems += _file_problems(data, folder)
     informative, features = getattr(data, "informative", 0), getattr(data, "features", 0)
     if isinstance(informative, int) and isinstance(features, int) and informative > features:
         problems.append(f"data.informative: got {informative}; allowed: at most data.features ({features})")
@@ -108,6 +109,39 @@ def _data_problems(content: Mapping[str, Any], folder: Path) -> list[str]:
             f"data.classes: got {classes}; allowed: at most 2**data.informative ({2**informative}), "
             "a class for each corner"
         )
+    return problems
+
+
+def _file_problems(data: object, folder: Path) -> list[str]:
+    """What is wrong with the files and columns that the recipe names."""
+    problems: list[str] = []
+    if isinstance(data, IdxData):
+        problems += _idx_problems(data)
+    if (isinstance(data, ImagesData) or (isinstance(data, IdxData) and data.url is None)) and not (
+        folder / data.folder
+    ).is_dir():
+        problems.append(f"data.folder: got {data.folder!r}; there is no folder {folder / data.folder}")
+    if isinstance(data, CsvData | ParquetData | NpzData):
+        file = folder / data.file
+        if not file.is_file():
+            problems.append(f"data.file: got {data.file!r}; there is no file {file}")
+    if isinstance(data, CsvData | ParquetData):
+        if data.features and data.target in data.features:
+            problems.append(f"data.features: holds the target {data.target!r}; take it out")
+        twice = sorted({name for name in data.features or [] if (data.features or []).count(name) > 1})
+        if twice:
+            problems.append(f"data.features: {', '.join(twice)} stands there twice; name each column once")
+    return problems
+
+
+def _idx_problems(data: IdxData) -> list[str]:
+    problems: list[str] = []
+    if (data.test_features is None) != (data.test_target is None):
+        problems.append("data: one of test_features and test_target; write both, or neither")
+    names = [data.features, data.target, data.test_features, data.test_target]
+    bare = [name for name in names if name is not None and name not in data.sha256]
+    if data.url is not None and bare:
+        problems.append(f"data.sha256: no hash of {', '.join(bare)}; what is fetched needs one")
     return problems
 
 

@@ -7,13 +7,21 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from dropserve.training.array_table import read_npz
 from dropserve.training.csv_table import read_csv
+from dropserve.training.idx import read_idx
+from dropserve.training.images import read_images
+from dropserve.training.parquet_table import read_parquet
 from dropserve.training.recipe import (
     BundledData,
     CsvData,
+    IdxData,
+    ImagesData,
     MakeClassificationData,
     MakeMoonsData,
     MakeRegressionData,
+    NpzData,
+    ParquetData,
     Recipe,
 )
 from dropserve.training.table import Table
@@ -29,8 +37,8 @@ def load_table(recipe: Recipe, folder: Path) -> Table:
 
     data = recipe.data
     match data:
-        case CsvData():
-            return read_csv(data, folder, task=recipe.task)
+        case CsvData() | ParquetData() | NpzData() | IdxData() | ImagesData():
+            return _read_files(data, folder, recipe.task)
         case BundledData():
             bundle = getattr(datasets, f"load_{data.source}")()
             names = map(str, getattr(bundle, "target_names", ()))
@@ -63,6 +71,22 @@ def load_table(recipe: Recipe, folder: Path) -> Table:
             return _generated(data.source, *generated, classes=0)
         case _:
             assert_never(data)
+
+
+def _read_files(
+    data: CsvData | ParquetData | NpzData | IdxData | ImagesData, folder: Path, task: str
+) -> Table:
+    match data:
+        case CsvData():
+            return read_csv(data, folder, task=task)
+        case NpzData():
+            return read_npz(data, folder, task=task)
+        case ParquetData():
+            return read_parquet(data, folder, task=task)
+        case IdxData():
+            return read_idx(data, folder, task=task)
+        case ImagesData():
+            return read_images(data, folder)
 
 
 def _generated(name: str, features: Any, target: Any, classes: int) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+OPEN, VALIDATION, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class Table:
         name: of the source, for messages: ``digits`` or a file's path.
         features: ``[rows, *shape]``, float32.
         target: ``[rows]``: class numbers (int64) or values in their own unit (float32).
-        columns: a name for each feature, in the order of a request.
+        columns: a name for each feature, in the order of a request; empty where features have no names.
         labels: classification: the name of each class; empty for regression.
+        parts: ``[rows]``: rows that the source itself sets aside, ``VALIDATION`` or ``TEST``; ``OPEN`` for
+            those that the recipe's ``[split]`` divides. None: all are open.
     """
 
     name: str
@@ -29,9 +32,17 @@ class Table:
     target: NDArray[np.int64] | FloatArray
     columns: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    parts: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def feature_name(self, place: int) -> str:
+        """What to call a feature, by its place in a row laid flat."""
+        if self.columns:
+            return repr(self.columns[place])
+        shape = self.features.shape[1:]
+        return f"element {[int(each) for each in np.unravel_index(place, shape)]} of a row"
 
     @property
     def sha256(self) -> str:
