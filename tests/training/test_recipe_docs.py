@@ -1,0 +1,56 @@
+"""docs/recipes.md names every key of a recipe, with its default and what it allows."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from dropserve.training import recipe as schema
+from dropserve.training.recipe import Recipe
+
+TEXT = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+SECTIONS: dict[str, str] = dict(re.findall(r"^#+ (.+?)\n(.*?)(?=^#|\Z)", PROSE, re.MULTILINE | re.DOTALL))
+TABLES: dict[str, type[BaseModel]] = {
+    "Recipes": Recipe,
+    "[model]": schema.ModelTable,
+    "[split]": schema.SplitTable,
+    "[training]": schema.TrainingTable,
+    "[optimiser]": schema.OptimiserTable,
+    **{
+        ", ".join(get_args(each.model_fields["source"].annotation)): each
+        for each in get_args(get_args(schema.DataTable)[0])
+    },
+}
+
+
+def rows(section: str) -> dict[str, tuple[str, str]]:
+    found = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", section, re.MULTILINE)
+    return {key: (default, allowed) for key, default, allowed in found}
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_key_stands_there_with_its_default_and_what_it_allows(heading: str) -> None:
+    expected = {}
+    for name, info in TABLES[heading].model_fields.items():
+        if name == "source" or (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
+            continue
+        if TABLES[heading] is Recipe and name == "data":
+            continue
+        default = "needed" if info.is_required() else "" if info.default is None else f"`{info.default!r}`"
+        expected[info.alias or name] = (default.replace("'", '"'), info.description)
+    assert rows(SECTIONS[heading]) == expected
+
+
+def test_no_section_describes_what_there_is_not() -> None:
+    assert set(SECTIONS) == {*TABLES, "[data]"}
+
+
+def test_the_example_is_one(recipe: dict[str, object]) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    Recipe.model_validate(recipe | tomllib.loads(example))
