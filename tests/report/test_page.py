@@ -242,3 +242,17 @@ def test_numbers_of_timing_add_up(make: Make) -> None:
     assert "took 8.0 seconds" in text
     assert "“export” with 7.5 seconds" in text
     assert "94%" in text
+
+
+def test_many_rows_and_classes_are_thinned_evenly(class_rows: Rows) -> None:
+    held = class_rows(3000, 100)
+    thin = held.thinned()
+    assert thin.rows == 1000
+    kept = [int(np.flatnonzero((held.plain == row).all(axis=1))[0]) for row in thin.plain]
+    assert (kept[0], kept[-1]) == (0, 2999)
+    assert set(np.diff(kept)) <= {2, 3, 4}
+    for a, b in ((thin.target, held.target), (thin.inputs["input"], held.inputs["input"])):
+        assert np.array_equal(a, b[kept])
+    assert np.array_equal(thin.samples, held.samples[:, kept])
+    few = class_rows(200)
+    assert few.thinned() is few

@@ -9,7 +9,7 @@ from pathlib import Path
 from dropserve.errors import DropserveError, MissingExtraError
 from dropserve.uncertainty.metrics import ece
 
-from . import about, classes, examples, learning, proof, values
+from . import about, classes, examples, learning, proof, sets, values
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
 from .content import Fact, Page, Section
 from .evidence import Evidence, HeldOut
@@ -110,7 +110,7 @@ def _judge(evidence: Evidence) -> tuple[tuple[Section, ...], tuple[Fact, ...]]:
     judge: Callable[[Evidence, HeldOut], tuple[tuple[Section, ...], tuple[Fact, ...]]]
     judge = _values if evidence.manifest.task == "regression" else _classes
     try:
-        return judge(evidence, held)
+        return judge(evidence, held.thinned())
     except DropserveError as error:
         return _absent(outline, f"The held-out answers could not be judged: {error}"), ()
 
@@ -125,7 +125,7 @@ def _classes(evidence: Evidence, held: HeldOut) -> tuple[tuple[Section, ...], tu
         classes.reliability_section(a, evidence.calibrated),
         classes.selective_section(a),
         classes.histogram_section(a),
-        classes.conformal_section(a, held, calibration.sets)
+        sets.conformal_section(a, held, calibration.sets)
         if calibration is not None and calibration.sets is not None
         else Section(*_CLASSES[3], absent=_NO_SETS.format(evidence.calibrated)),
         examples.class_examples(a, held, evidence.run.manifest),

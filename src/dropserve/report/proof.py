@@ -25,7 +25,7 @@ def warnings(evidence: Evidence) -> tuple[Notice, ...]:
         Notice(
             f"Waived: {check.name}",
             f"This check did not pass, and somebody decided to publish all the same. What was found: "
-            f"{check.evidence}"
+            f"{check.evidence.rstrip('.')}."
             + (f" Place: {check.where}." if check.where else "")
             + (f" What to do: {check.remedy}" if check.remedy else ""),
             "bad",
@@ -60,7 +60,7 @@ def checks(evidence: Evidence) -> Section:
         ),
         (
             f"{verdicts.count('passed')} passed, {verdicts.count('waived')} waived, "
-            f"{verdicts.count('skipped')} did not apply and were skipped."
+            f"{verdicts.count('skipped')} skipped because they do not apply to this model."
         ),
     ]
     found = waived(evidence)
@@ -113,7 +113,8 @@ _COLUMNS = ("max", "p99", "mean")
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("parity-").replace("-", " ")
+    words = name.removeprefix("parity-").replace("-", " ")
+    return words.replace("torchscript", "TorchScript").replace("onnx", "ONNX")
 
 
 def _row(figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,4 +123,4 @@ def _row(figures: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _error(value: object) -> str:
-    return f"{float(value):.1e}" if isinstance(value, int | float) else "not measured"
+    return (f"{float(value):.1e}" if value else "0") if isinstance(value, int | float) else "not measured"

@@ -204,7 +204,7 @@ def draw(title: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Markup:
     canvas = _Canvas(x, y)
     for mark in marks:
         canvas.add(mark)
-    room = f"{LEFT - 4} {TOP - 4} {WIDTH - LEFT - RIGHT + 8} {HEIGHT - TOP - BOTTOM + 4}"
+    room = f"{LEFT - 9} {TOP - 9} {WIDTH - LEFT - RIGHT + 18} {HEIGHT - TOP - BOTTOM + 18}"
     left, top, width, height = room.split()
     return Markup(  # noqa: S704  # numbers that we formatted, and text that is escaped
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'

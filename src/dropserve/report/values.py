@@ -188,6 +188,8 @@ def selective_section(a: ValueAnswers) -> Section:
             f"{number(root[0.5])}."
         ),
     )
+    if root[0.5] >= root[1]:
+        words += ("Its doubt does not tell close answers from distant ones on these rows.",)
     table = Table(
         ("answered by the model", "root mean square error"),
         tuple((percent(c, 0), number(value)) for c, value in root.items()),
