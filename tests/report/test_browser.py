@@ -45,7 +45,7 @@ document.getElementById("f").onload = event => {{
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_sticks_out(make: Make, tmp_path: Path, width: int, dark: bool) -> None:
-    long = "a-name-without-any-space-" * 8
+    long = "a_name_without_any_place_to_break_" * 8
     records = (
         CheckRecord(name=long, verdict="waived", evidence=long, remedy=long, where=long),
         CheckRecord(name="forward-runs", verdict="passed", evidence=long),
