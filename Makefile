@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export serve stop predict test test-all lint format bench soak accept clean
+.PHONY: help setup train export serve stop predict test test-all lint format peers bench soak accept clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -58,6 +58,10 @@ lint: setup ## ruff, pyright and the import direction
 format: setup ## let ruff mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+peers: ## .venv-peers with the clients of others (tritonclient, kserve), which pin other versions than we do
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet '.[peers]'
 
 bench: setup ## our endpoints on TorchServe beside stock TorchServe: answers a second and latencies
 	@$(BIN)/python benchmarks/serving_load.py
