@@ -52,7 +52,7 @@ test-all: setup ## every test, the slow ones too
 lint: setup ## ruff, pyright and the import direction
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-cache
 
 format: setup ## let ruff mend what it can
