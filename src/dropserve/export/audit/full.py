@@ -11,6 +11,7 @@ from torch import nn
 from dropserve.errors import DropserveError
 from dropserve.export import parity
 from dropserve.export.artefacts import build
+from dropserve.export.quiet import quiet
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
 from dropserve.manifest import CheckRecord
@@ -48,7 +49,7 @@ def full_audit(
     if any(record.verdict == "failed" for record in records):
         reason = "not judged: the eager model failed, so no graphs were built"
         return [*records, *(CheckRecord(name=c.name, verdict="skipped", evidence=reason) for c in GRAPH)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():  # a model may print and warn
         on_step("exporting to ONNX and TorchScript")
         try:
             artefacts = build(subject, Path(folder), settings, monte_carlo=_can_be_sampled(records))
