@@ -13,6 +13,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
@@ -63,35 +64,41 @@ class Figures:
     varying: int
 
 
-def start(groups: list[Group], seconds: float, *, warmup: float = 0.5) -> subprocess.Popen[str]:
-    """Put groups to work at the same time, in another process; :func:`finish` waits for it.
+class Work:
+    """Groups at work at the same time, in another process.
 
     Args:
         groups: who asks what.
         seconds: how long is measured.
         warmup: how long they work before that.
     """
-    plan = {"groups": [asdict(group) for group in groups], "seconds": seconds, "warmup": warmup}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    if process.stdin is not None:
-        process.stdin.write(json.dumps(plan))
-        process.stdin.close()
-        process.stdin = None
-    return process
 
+    def __init__(self, groups: list[Group], seconds: float, *, warmup: float = 0.5) -> None:
+        plan = {"groups": [asdict(group) for group in groups], "seconds": seconds, "warmup": warmup}
+        # A pipe would fill up before anyone reads it.
+        self._figures = tempfile.TemporaryFile()  # noqa: SIM115  # closed by figures()
+        with tempfile.TemporaryFile() as given:
+            given.write(json.dumps(plan).encode())
+            given.seek(0)
+            self._process = subprocess.Popen([sys.executable, __file__], stdin=given, stdout=self._figures)
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Figures]:
-    """What each group saw, by its name."""
-    out, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"the load generator failed: {errors[-2000:]}")
-    return {name: Figures(**figures) for name, figures in json.loads(out).items()}
+    @property
+    def done(self) -> bool:
+        """Whether the figures are there."""
+        return self._process.poll() is not None
+
+    def figures(self) -> dict[str, Figures]:
+        """Wait for the end; what each group saw, by its name."""
+        with self._figures:
+            if self._process.wait():
+                raise RuntimeError("the load generator failed")
+            self._figures.seek(0)
+            return {name: Figures(**found) for name, found in json.load(self._figures).items()}
 
 
 def apply(groups: list[Group], seconds: float, *, warmup: float = 0.5) -> dict[str, Figures]:
-    """:func:`start`, then :func:`finish`."""
-    return finish(start(groups, seconds, warmup=warmup))
+    """:class:`Work`, waited for."""
+    return Work(groups, seconds, warmup=warmup).figures()
 
 
 class _Tally:
