@@ -57,8 +57,7 @@ def row_count(inputs: Arrays) -> int:
 
 def tile(array: Array, times: int) -> Array:
     """[B, ...] one after the other: [times * B, ...]."""
-    tiled = np.broadcast_to(array, (times, *array.shape))
-    return tiled.reshape(times * array.shape[0], *array.shape[1:])
+    return array[None].repeat(times, axis=0).reshape(times * len(array), *array.shape[1:])
 
 
 def repeat(array: Array, times: int) -> Array:
