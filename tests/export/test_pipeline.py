@@ -262,6 +262,7 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow  # what publishes at once is tested fast in tests/test_store.py
 def test_two_exports_at_once_publish_two_whole_versions(
     store: Store, publish: Publish, tmp_path: Path
 ) -> None:

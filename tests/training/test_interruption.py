@@ -129,6 +129,7 @@ def kill_in_the_middle(project: Path, epochs: int, late: float) -> None:
         assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow  # every epoch is broken off in the fast test below
 def test_killed_at_three_random_moments_it_ends_with_the_same_bits(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
