@@ -23,7 +23,7 @@ import pytest
 from attacks import attacks, dump, huge, tensor
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from wire import Reply, Request, send
+from wire import JSON, Reply, Request, send
 
 from dropserve.manifest import VersionManifest
 from dropserve.serving import torchserve
@@ -34,18 +34,63 @@ from dropserve.store import Stored
 STAGE = Path(__file__).parents[2] / "serving"
 AT_ONCE = 16  # hostile requests of one volley, and as many good ones among them
 
-# What TorchServe's frontend answers by itself, before any of our code: status, type, message.
-FRONTEND = (
-    (400, "BadRequestException", r"Invalid HTTP message\.|Parameter model_name is required\."),
-    (403, "IllegalArgumentException", r"invalid hex byte .*|unterminated escape sequence .*|.*"),
-    (403, "UnsupportedCharsetException|IllegalCharsetNameException", r".+"),
-    (404, "ModelNotFoundException", r"Model not found: .*"),
-    (404, "ModelVersionNotFoundException", r"Model version: .* does not exist for model: .*"),
-    (404, "ResourceNotFoundException", r"Requested resource is not found.*"),
-    (405, "MethodNotAllowedException", r"Requested method is not allowed.*"),
-    (500, "ErrorDataDecoderException", r".+"),  # a form whose %-escapes are broken
-)
-NO_BODY = (413, 417)  # refused from the headers alone
+PAGE = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text("utf-8")
+FORM = ("Content-Type", "application/x-www-form-urlencoded")
+
+
+@dataclass(frozen=True)
+class Named:
+    """An answer that TorchServe's frontend gives by itself, as the page names it."""
+
+    status: int
+    kind: str
+    message: str
+
+    def matches(self, reply: Reply) -> bool:
+        if self.message == "*no body*":
+            return reply.status == self.status and not reply.body
+        document = json.loads(reply.body) if reply.body else {}
+        pattern = re.escape(self.message.strip("`")).replace(re.escape("..."), ".*")
+        known = (reply.status, document.get("code"), document.get("type")) == (
+            self.status,
+            self.status,
+            self.kind,
+        )
+        return known and re.fullmatch(pattern, document["message"], re.DOTALL) is not None
+
+
+def named() -> Iterator[Named]:
+    for line in PAGE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0].isdigit():
+            yield Named(int(cells[0]), cells[1], cells[2])
+
+
+FRONTEND = list(named())
+EXAMPLES = {
+    (400, "`Invalid HTTP message.`"): Request("", "/predictions/" + "a" * 9000, b""),
+    (400, "`Parameter model_name is required.`"): Request("", "/invocations", b"{}"),
+    (403, "`invalid hex byte ...`"): Request("", "/predictions/%zz", b"{}"),
+    (404, "`Model not found: ...`"): Request("", "/predictions/nobody", b"{}"),
+    (404, "`Model version: ... does not exist for model: ...`"): Request("", "/predictions/mlp/9", b"{}"),
+    (404, "`Requested resource is not found, please refer to API document.`"): Request("", "/v2", b"{}"),
+    (405, "`Requested method is not allowed, please refer to API document.`"): Request("", "/", b"{}"),
+    (413, "*no body*"): huge(),
+    (417, "*no body*"): Request("", "/predictions/mlp", b"{}", (JSON, ("Expect", "nonsense"))),
+    (500, "`...`"): Request("", "/predictions/mlp", b"a=%zz", (FORM,)),
+}
+CHARSETS = {"UnsupportedCharsetException": "nope", "IllegalCharsetNameException": "%"}
+
+
+@pytest.mark.parametrize("answer", FRONTEND, ids=lambda answer: f"{answer.status} {answer.kind}")
+def test_each_answer_of_the_frontend_that_the_page_names(server: Deployment, answer: Named) -> None:
+    """The list is not longer than it must be."""
+    request = EXAMPLES.get((answer.status, answer.message))
+    if request is None:
+        charset = f"multipart/form-data; boundary=x; charset={CHARSETS[answer.kind]}"
+        request = Request("", "/predictions/mlp", b"--x--\r\n", (("Content-Type", charset),))
+    reply = send(server.url, request)
+    assert answer.matches(reply), reply
 
 
 @dataclass
@@ -104,8 +149,8 @@ def judge(request: Request, reply: Reply) -> str:
     Raises:
         AssertionError: if it was answered as no request may be.
     """
-    if reply.status in NO_BODY:
-        assert not reply.body
+    if not reply.body:
+        assert any(answer.matches(reply) for answer in FRONTEND), "no body, and no reason known"
         return f"frontend {reply.status}"
     document = json.loads(reply.text, parse_constant=no_constant)
     if reply.status == 200:
@@ -120,10 +165,8 @@ def judge(request: Request, reply: Reply) -> str:
         assert len(document["error"]) < 1500, "it does not give back what came"
         return str(reply.status)
     assert set(document) == {"code", "type", "message"}
-    for status, kind, message in FRONTEND:
-        named = re.fullmatch(kind, document["type"]) and re.fullmatch(message, document["message"], re.DOTALL)
-        if reply.status == document["code"] == status and named:
-            return f"frontend {status} {document['type']}"
+    if any(answer.matches(reply) for answer in FRONTEND):
+        return f"frontend {reply.status} {document['type']}"
     raise AssertionError(f"an answer of the frontend that nobody has named: {document}")
 
 
