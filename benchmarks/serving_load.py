@@ -41,6 +41,7 @@ class Bench:
     subject: Subject
     urls: Mapping[str, str]
     run_dir: Path
+    stock: server.Stock
 
     def group(self, name: str, connections: int, filed: str = "") -> Group:
         """A load on one of SUBJECTS."""
@@ -99,7 +100,7 @@ def measure(bench: Bench, levels: list[int], repeats: int, seconds: float) -> Re
                 check(bench.subject, name, figures, record)
         for beside in PROBES:
             record.probes[beside].append(probe(bench, beside, max(levels), seconds))
-    for name in ("plain", "mc"):
+    for name in SUBJECTS:
         record.busy[name] = processor_time(bench, name, max(levels), seconds)
     return record
 
@@ -113,21 +114,26 @@ def probe(bench: Bench, beside: str, connections: int, seconds: float) -> Figure
 
 
 def processor_time(bench: Bench, name: str, connections: int, seconds: float) -> dict[str, float]:
-    """Processor microseconds for each answer, by process: what there is to save, and where."""
-    before = _times(bench.run_dir)
-    whole = os.times()
+    """Processor microseconds for each answer, by process: what there is to save, and where.
+
+    Unlike rates, these hardly move when others use the machine.
+    """
+    before, whole = _times(bench, name), os.times()
     figures = apply([bench.group(name, connections)], seconds, warmup=0.0)[name]
-    after, spent = _times(bench.run_dir), os.times()
-    used = {key: after[key] - before[key] for key in before if after[key] - before[key] > 0.02}
-    used["load generator"] = (spent.children_user - whole.children_user) + (
-        spent.children_system - whole.children_system
-    )
+    after, spent = _times(bench, name), os.times()
+    used = {key: after[key] - before[key] for key in before}
+    used["load generator"] = spent.children_user - whole.children_user
+    used["load generator"] += spent.children_system - whole.children_system
     return {key: 1e6 * value / figures.requests for key, value in used.items()}
 
 
-def _times(run_dir: Path) -> dict[str, float]:
-    found = server_processes(run_dir)
-    return {name: sum(sum(p.cpu_times()[:2]) for p in processes) for name, processes in found.items()}
+def _times(bench: Bench, name: str) -> dict[str, float]:
+    if name.startswith("stock"):
+        return bench.stock.processor_seconds()
+    endpoint = {"plain": NAME, "mc": f"{NAME}-mc"}[name]
+    found = server_processes(bench.run_dir)
+    parts = {"frontend": found["frontend"], "workers": found[endpoint]}
+    return {key: sum(sum(p.cpu_times()[:2]) for p in processes) for key, processes in parts.items()}
 
 
 def check(subject: Subject, name: str, figures: Figures, record: Record) -> None:
@@ -198,7 +204,11 @@ def figures_of(record: Record, levels: list[int]) -> dict[str, object]:
             keys[f"{key}_rate_{c}"] = record.rate(name, c)
             keys |= {f"{key}_{at}_ms_{c}": record.latency(name, c, at) for at in ("p50", "p99")}
     for name, used in record.busy.items():
-        keys |= {f"{name}_cpu_us_{key.replace(' ', '_')}_{most}": value for key, value in used.items()}
+        own = name.replace(" ", "_")
+        keys |= {f"{own}_cpu_us_{key.replace(' ', '_')}_{most}": value for key, value in used.items()}
+    for ours, theirs in (("plain", "stock"), ("mc", "stock mc")):
+        costs = [record.busy[name]["frontend"] + record.busy[name]["workers"] for name in (theirs, ours)]
+        keys[f"{ours}_cpu_saved_{most}"] = costs[0] / costs[1]
     return keys
 
 
@@ -222,8 +232,8 @@ def tables(record: Record, levels: list[int]) -> Iterator[Table]:
         beside.add_row(label, f"{record.probe(key, 'p50'):.1f}", f"{record.probe(key, 'p99'):.1f}")
     yield beside
     busy = Table("processor microseconds an answer", *record.busy)
-    for key in dict.fromkeys(key for used in record.busy.values() for key in used):
-        busy.add_row(key, *(f"{used.get(key, 0):.0f}" for used in record.busy.values()))
+    for key in ("frontend", "workers", "load generator"):
+        busy.add_row(key, *(f"{used[key]:.0f}" for used in record.busy.values()))
     yield busy
 
 
@@ -247,10 +257,10 @@ def main() -> None:
             urls = {
                 "plain": f"{ours.url}/predictions/{NAME}",
                 "mc": f"{ours.url}/predictions/{NAME}-mc",
-                "stock": f"{stock}/predictions/plain",
-                "stock mc": f"{stock}/predictions/mc",
+                "stock": f"{stock.url}/predictions/plain",
+                "stock mc": f"{stock.url}/predictions/mc",
             }
-            bench = Bench(subject, urls, folder / ".run")
+            bench = Bench(subject, urls, folder / ".run", stock)
             load = psutil.getloadavg()[0]
             record = measure(bench, options.connections, options.repeats, options.seconds)
     for table in tables(record, options.connections):

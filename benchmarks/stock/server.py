@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,9 +24,26 @@ HANDLERS = {"plain": "plain_handler.py", "mc": "mc_handler.py"}
 _PATIENCE = 180.0
 
 
+@dataclass(frozen=True)
+class Stock:
+    """A running server: where it answers, and the process that all of its own descend from."""
+
+    url: str
+    root: psutil.Process
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Processor time so far: of the frontend, and of the workers of both models together."""
+        spent = {"frontend": 0.0, "workers": 0.0}
+        for process in self.root.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                what = "frontend" if Path(process.exe()).name == "java" else "workers"
+                spent[what] += sum(process.cpu_times()[:2])
+        return spent
+
+
 @contextlib.contextmanager
-def running(folder: Path, weights: Path) -> Iterator[str]:
-    """Serve ``plain`` and ``mc`` from weights saved by ``torch.save(state_dict)``; gives the address.
+def running(folder: Path, weights: Path) -> Iterator[Stock]:
+    """Serve ``plain`` and ``mc`` from weights saved by ``torch.save(state_dict)``.
 
     Args:
         folder: scratch space.
@@ -56,7 +74,7 @@ def running(folder: Path, weights: Path) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=console, stderr=console)
     try:
         _wait(process, f"http://127.0.0.1:{management}", folder / "console.log")
-        yield f"http://127.0.0.1:{inference}"
+        yield Stock(f"http://127.0.0.1:{inference}", psutil.Process(process.pid))
     finally:
         _end(process)
 
