@@ -9,7 +9,7 @@ taken. Times are of the processor, so that a busy machine does not count; memory
 The share of the machine's arithmetic peak counts the multiply-adds of the layers alone, at the largest
 setting of the MLP, against a 2048 x 2048 x 2048 matrix product in the same process.
 
-    python benchmarks/mc_speed.py [--rounds 15] [--json PATH]
+    python benchmarks/mc_speed.py [--rounds 5] [--json PATH]
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def table(rows: list[dict[str, Any]], top: float) -> Table:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="repeats of every measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="repeats of every measurement")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
