@@ -253,7 +253,7 @@ def odd_names(draw: st.DrawFn) -> Request:
         st.one_of(
             any_text,
             st.text(min_size=200, max_size=400),
-            st.sampled_from(("\u202emlp", "mlp\x00", "..", "%", "mlp-mc-mc")),
+            st.sampled_from(("\u202emlp", "mlp\x00", "..", "%", ":", "mlp\n", "mlp-mc-mc")),
         )
     )
     encoded = quote(name, safe="")
