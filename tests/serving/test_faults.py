@@ -35,6 +35,8 @@ from dropserve.serving.runtime import free_ports
 from dropserve.serving.supervisor import State
 from dropserve.store import Store
 
+pytestmark = pytest.mark.slow  # kills servers of its own
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "faults.md").read_text("utf-8")
 PLAIN, DOUBT = "/predictions/mlp", "/predictions/mlp-mc"

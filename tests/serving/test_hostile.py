@@ -31,6 +31,8 @@ from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Stored
 
+pytestmark = pytest.mark.slow  # generated anew each time: a find must not stop an unrelated change
+
 STAGE = Path(__file__).parents[2] / "serving"
 AT_ONCE = 16  # hostile requests of one volley, and as many good ones among them
 

@@ -27,6 +27,8 @@ from dropserve.serving.runtime import LOOPBACK, ProcessId, check_port, free_port
 from dropserve.serving.supervisor import State, write_state
 from dropserve.store import Store, Stored
 
+pytestmark = pytest.mark.slow  # starts and kills servers of its own
+
 Version = Stored[VersionManifest]
 STAGE = Path(__file__).parents[2] / "serving"
 ROW = json.dumps({"instances": [[0.5, -1.0, 0.25, 2.0, 0.0, 1.0]]}).encode()
