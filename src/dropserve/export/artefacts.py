@@ -79,7 +79,7 @@ def build(subject: Subject, folder: Path, settings: ExportSettings, *, monte_car
         ExportError: if an exporter refuses, or an output has no batch on axis 0.
         DropoutError: if a dropout cannot be masked, or the batch axis cannot be told.
     """
-    examples = _examples(subject)
+    examples = example_batch(subject)
     signature = Signature(inputs=subject.inputs, outputs=output_specs(subject))
     names = [spec.name for spec in signature.outputs]
     paths, notes = {MODEL: folder / MODEL}, list[str]()
@@ -163,7 +163,7 @@ def _run(subject: Subject, count: int, lengths: Mapping[str, int] | None = None)
         return flatten_outputs(subject.module(*batch.values()))
 
 
-def _examples(subject: Subject) -> dict[str, Tensor]:
+def example_batch(subject: Subject) -> dict[str, Tensor]:
     """Rows to trace on, a number of them that is no other size of the model's inputs."""
     sizes = {size for spec in subject.inputs for size in spec.sized()}
     count = next(n for n in itertools.count(3) if n not in sizes)

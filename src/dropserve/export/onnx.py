@@ -45,14 +45,19 @@ class OnnxProgram:
         source: a file, or a serialised model.
         level: how far onnxruntime optimises it.
         threads: of one operator.
+        optimised: where to write the graph that the session really runs.
     """
 
-    def __init__(self, source: Path | bytes, level: Level = "all", threads: int = 1) -> None:
+    def __init__(
+        self, source: Path | bytes, level: Level = "all", threads: int = 1, optimised: Path | None = None
+    ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMISATION[level])
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong raises; stderr need not hear of it
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         content = str(source) if isinstance(source, Path) else source
         self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.inputs = tuple(node.name for node in self.session.get_inputs())
@@ -90,6 +95,31 @@ def export_onnx(
     size = sum(t.numel() * t.element_size() for t in [*program.parameters(), *program.buffers()])
     if size > _LIMIT:
         raise ExportError(f"the weights are {size / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
+    exported = translated(program, inputs, outputs, examples, opset=opset)
+    with quiet():
+        model = exported.model_proto
+    model.ir_version = min(model.ir_version, _IR_VERSION)
+    _require_interface(model, inputs, outputs)
+    write_onnx(model, path)
+
+
+def translated(
+    program: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    examples: Mapping[str, torch.Tensor],
+    *,
+    opset: int,
+) -> torch.onnx.ONNXProgram:
+    """What the exporter makes of a program; the arguments are those of :func:`export_onnx`.
+
+    Returns:
+        The graph as ``model_proto``, and as ``exported_program`` the operators of torch behind it, whose
+        names are those of the graph's tensors.
+
+    Raises:
+        ExportError: if the exporter refuses.
+    """
     with quiet(), torch.no_grad(), no_fused_attention(), Exportable():
         try:
             exported = torch.onnx.export(
@@ -104,17 +134,14 @@ def export_onnx(
                 external_data=False,
                 verbose=False,
             )
-            model = exported.model_proto if exported is not None else None
         except Exception as error:
             raise ExportError(
                 f"the model cannot be exported to ONNX: {cause(error)}. An exporter follows tensors: it "
                 "cannot follow Python decisions taken from their values."
             ) from error
-    if model is None:
+    if exported is None:
         raise ExportError("the ONNX exporter gave no graph")
-    model.ir_version = min(model.ir_version, _IR_VERSION)
-    _require_interface(model, inputs, outputs)
-    write_onnx(model, path)
+    return exported
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
