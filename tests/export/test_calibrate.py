@@ -40,11 +40,15 @@ Run = Callable[..., Stored[RunManifest]]
 
 @pytest.fixture
 def run(tmp_path: Path, built_mlp: Built) -> Run:
-    def make(task: str = "classification", **held: Any) -> Stored[RunManifest]:
+    def make(
+        task: str = "classification", calibration: dict[str, Any] | None = None, **held: Any
+    ) -> Stored[RunManifest]:
         store = Store(tmp_path / "model_store")
         with store.staging("mlp", RunManifest) as staging:
             if held:
                 np.savez(staging.folder / "validation.npz", **held)
+            if calibration:
+                np.savez(staging.folder / "calibration.npz", **calibration)
             return store.publish(
                 staging,
                 RunManifest(
@@ -95,6 +99,14 @@ def test_a_classifier_is_calibrated_on_its_held_out_rows(run: Run, built_mlp: Bu
     assert found.assumes.difference(Settings(seed=3), sites) is None
     assert (found.rows, found.sets.method) == (300, "lac")
     assert f"calibrated on 300 held-out rows: temperature {found.temperature.value:.3f}" in line
+
+
+def test_rows_set_aside_calibrate_and_those_that_chose_the_epoch_do_not(run: Run, built_mlp: Built) -> None:
+    x, y = held_out()
+    with_both = run(input=np.zeros((9, 8)), target=np.zeros(9, int), calibration={"input": x, "target": y})
+    content, line = calibrate(with_both, built_mlp[1])
+    assert content == calibrate(run(input=x, target=y), built_mlp[1])[0]
+    assert line.startswith("calibrated on 300 held-out rows set aside for it: ")
 
 
 def test_a_regressor_is_calibrated_target_by_target(run: Run, built_mlp: Built) -> None:

@@ -1,5 +1,6 @@
 """Splits and scaling, against scikit-learn and against what they have to mean."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,39 @@ def test_the_split_is_scikit_learns(recipe: dict[str, Any]) -> None:
         (got.split.test, test),
     ):
         np.testing.assert_array_equal(ours, np.sort(theirs))
+
+
+@pytest.mark.parametrize(
+    ("rows", "calibration", "expected"),
+    [
+        (13_400, None, {"train": 9380, "validation": 1005, "test": 2010, "calibration": 1005}),
+        (13_200, None, {"train": 9240, "validation": 1980, "test": 1980}),  # fewer than 2000 to share
+        (90_000, None, {"train": 63_000, "validation": 8500, "test": 13_500, "calibration": 5000}),
+        (13_400, 0.0, {"train": 9380, "validation": 2010, "test": 2010}),
+        (200, 0.1, {"train": 120, "validation": 30, "test": 30, "calibration": 20}),
+    ],
+)
+def test_which_rows_calibrate(rows: int, calibration: float | None, expected: dict[str, int]) -> None:
+    data = table(np.arange(rows) % 5, labels=5)
+    split = split_rows(data, SplitTable(calibration=calibration))
+    assert {part: len(own) for part, own in split.parts.items()} == expected
+    np.testing.assert_array_equal(np.sort(np.concatenate([*split.parts.values()])), np.arange(rows))
+    for own in split.parts.values():
+        counts = np.bincount(data.target[own], minlength=5)
+        assert counts.max() - counts.min() <= 2
+    without = split_rows(data, SplitTable(calibration=0))
+    np.testing.assert_array_equal(split.test, without.test)  # figures on test rows stay comparable
+    assert (split.sha256 == without.sha256) == ("calibration" not in expected)
+
+
+def test_validation_rows_of_the_source_share_too_though_a_class_be_rare_there() -> None:
+    target = np.append(np.arange(4000) % 2, [2] * 7)
+    parts = np.repeat(np.array([0, 1], np.int8), [1500, 2507])
+    parts[-6:] = 0  # one row of class 2 left for validation
+    data = dataclasses.replace(table(target, labels=3), parts=parts)
+    split = split_rows(data, SplitTable(test=0.2))
+    assert (len(split.validation), len(split.calibration)) == (1251, 1250)
+    assert set(parts[[*split.validation, *split.calibration]]) == {1}
 
 
 def test_the_split_follows_its_own_seed_and_its_hash_tells(recipe: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[model]": schema.ModelTable,
     "[split]": schema.SplitTable,
     "[training]": schema.TrainingTable,
+    "[augmentation]": schema.AugmentationTable,
     "[optimiser]": schema.OptimiserTable,
     **{
         ", ".join(get_args(each.model_fields["source"].annotation)): each

@@ -67,6 +67,17 @@ def test_validation_rows_are_raw_and_were_not_trained_on(
         np.testing.assert_array_equal(np.array(example["instances"], np.float32), held_out["input"][:1])
 
 
+def test_rows_set_aside_to_calibrate_are_kept_apart(recipe: dict[str, Any], tmp_path: Path) -> None:
+    ready = prepared(recipe | {"split": {"calibration": 0.2}}, tmp_path)
+    run, _ = train(ready, Store(tmp_path / "store"))
+    table, split = ready.dataset.table, ready.dataset.split
+    with np.load(run.path("calibration.npz")) as found:
+        np.testing.assert_array_equal(found["input"], table.features[split.calibration])
+        np.testing.assert_array_equal(found["target"], table.target[split.calibration])
+    assert run.manifest.data["rows"] == {"train": 76, "validation": 22, "test": 22, "calibration": 30}
+    assert set(run.manifest.files) == FILES | {"calibration.npz"}
+
+
 def test_metrics_are_those_of_the_model_that_is_exported(
     published: tuple[Prepared, Stored[RunManifest]],
 ) -> None:

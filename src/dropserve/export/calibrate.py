@@ -21,7 +21,7 @@ from .artefacts import HEAD, MODEL, TRUNK, Artefacts
 from .comparison import Array
 from .onnx import OnnxProgram
 
-VALIDATION, TARGET = "validation.npz", "target"
+VALIDATION, CALIBRATION, TARGET = "validation.npz", "calibration.npz", "target"
 MOST_ROWS = 5000  # coverage is then within 0.9 points of what was asked, 19 times of 20
 _MOST_NUMBERS = 2**26  # of all samples
 _PASS = 256  # rows of the deterministic graph at a time
@@ -31,19 +31,21 @@ def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
     """Ask the exported graphs about the held-out rows, as a server would at its default settings.
 
     Args:
-        run: verified; its ``validation.npz`` holds the inputs by name and ``target``.
+        run: verified; its ``calibration.npz``, or ``validation.npz`` where no rows were set aside to
+            calibrate, holds the inputs by name and ``target``.
         artefacts: the graphs.
 
     Returns:
         The answers to at most ``MOST_ROWS`` rows, or why there are none.
     """
-    if VALIDATION not in run.manifest.files:
+    file = next((name for name in (CALIBRATION, VALIDATION) if name in run.manifest.files), None)
+    if file is None:
         return f"the run has no held-out rows ({VALIDATION})"
-    with np.load(run.path(VALIDATION), allow_pickle=False) as arrays:
+    with np.load(run.path(file), allow_pickle=False) as arrays:
         held = {name: arrays[name] for name in arrays.files}
     missing = [name for name in (*(s.name for s in artefacts.signature.inputs), TARGET) if name not in held]
     if missing:
-        return f"{VALIDATION} lacks {', '.join(missing)}"
+        return f"{file} lacks {', '.join(missing)}"
     if len(artefacts.signature.outputs) != 1:
         return f"the model has {len(artefacts.signature.outputs)} outputs, and one target cannot judge them"
     try:
@@ -86,8 +88,10 @@ def calibrate(
 ) -> tuple[dict[str, JsonValue] | None, str]:
     """Calibrate on what the graphs answer to held-out rows.
 
-    The rows decided when training stopped, so they are not quite as fresh as the theory of conformal
-    prediction wants them; the more rows, the less that matters.
+    Where the run set no rows aside for this, the validation rows calibrate. They chose the epoch, so they are
+    not quite as fresh as the theory of conformal prediction wants them. The loss is small in practice (Liang
+    et al., "Conformal inference is (almost) free for neural networks trained with early stopping", ICML
+    2023); the line says which rows they were.
 
     Args:
         run: verified.
@@ -108,7 +112,14 @@ def calibrate(
         record, line = _fit(manifest.task == "classification", artefacts, held)
     except DropserveError as error:
         return None, f"not calibrated: {error}"
-    return record.to_json(), f"calibrated on {record.rows} held-out rows: {line}"
+    return record.to_json(), f"calibrated on {record.rows} held-out rows{which(run)}: {line}"
+
+
+def which(run: Stored[RunManifest]) -> str:
+    """What else the rows of a calibration had decided, in brackets; nothing if they decided nothing."""
+    if CALIBRATION in run.manifest.files:
+        return " set aside for it"
+    return " (which also chose the epoch)" if run.manifest.recipe else ""
 
 
 def _fit(classes: bool, artefacts: Artefacts, held: HeldOut) -> tuple[Calibration, str]:

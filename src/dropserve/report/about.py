@@ -40,6 +40,8 @@ def describe(evidence: Evidence) -> Section:
         rows.append(("data", PurePath(str(source)).name))
     if isinstance(split, dict):
         rows += [(f"{part} rows", f"{many:,}") for part, many in split.items() if isinstance(many, int)]
+        if manifest.calibration is not None and "calibration" not in split:
+            rows.append(("calibration rows", "the validation rows, which also chose the epoch"))
     blocks = [Table(("property", "value"), tuple(rows), numbers=2)]
     if run.metrics:
         measured = tuple((spaced(name), _metric(name, value)) for name, value in run.metrics.items())
@@ -123,7 +125,7 @@ def provenance(evidence: Evidence) -> Section:
     made += [
         (f"run: {name}", record.sha256)
         for name, record in run.files.items()
-        if name in {"weights.safetensors", "validation.npz", "recipe.json"}
+        if name in {"weights.safetensors", "validation.npz", "calibration.npz", "recipe.json"}
     ]
     graphs = hash_folder(evidence.folder)
     files = tuple((name, size(record.size), record.sha256) for name, record in graphs.items())

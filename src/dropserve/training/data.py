@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,38 @@ from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
 INPUT = "input"  # the name of a recipe model's input, in its signature and graphs
 OUTPUT = "output"
 _FEWEST = 3  # rows of a class, and rows of a split
+_ENOUGH = (
+    2000  # validation rows of which half may calibrate: coverage is then within 2 points, 19 times of 20
+)
+_MOST = 5000  # rows that a calibration uses
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of each part, ascending; the parts are disjoint and cover the table."""
+    """Row numbers of each part, ascending; the parts are disjoint and cover the table.
+
+    Attributes:
+        validation: rows that choose the epoch.
+        calibration: rows that choose nothing before export; empty where the validation rows calibrate.
+        test: rows that choose nothing.
+    """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    calibration: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def parts(self) -> dict[str, NDArray[np.int64]]:
+        """The parts that hold rows, by name."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return found | ({"calibration": self.calibration} if len(self.calibration) else {})
 
     @property
     def sha256(self) -> str:
         """Hash of which row went where."""
         digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
+        for part in self.parts.values():
             digest.update(len(part).to_bytes(8, "little") + part.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -62,16 +79,11 @@ class Dataset:
 
     def record(self) -> dict[str, JsonValue]:
         """What the manifest says about the data."""
-        parts = self.split
         return {
             "source": self.table.name,
             "sha256": self.table.sha256,
-            "split_sha256": parts.sha256,
-            "rows": {
-                "train": len(parts.train),
-                "validation": len(parts.validation),
-                "test": len(parts.test),
-            },
+            "split_sha256": self.split.sha256,
+            "rows": {part: len(rows) for part, rows in self.split.parts.items()},
             "columns": list(self.table.columns),
         }
 
@@ -146,8 +158,6 @@ def split_rows(table: Table, split: SplitTable) -> Split:
     Raises:
         DataError: if a part would be too small.
     """
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # a second to import
-
     parts = table.parts if table.parts is not None else np.full(len(table), OPEN, np.int8)
     rest = np.flatnonzero(parts == OPEN)
     held: dict[str, NDArray[np.int64]] = {
@@ -155,6 +165,7 @@ def split_rows(table: Table, split: SplitTable) -> Split:
         "test": np.flatnonzero(parts == TEST),
     }
     drawn = [part for part in ("test", "validation") if not len(held[part])]
+    drawn += ["calibration"] if split.calibration else []
     counts = {part: round(getattr(split, part) * len(rest)) for part in drawn}
     counts["training"] = len(rest) - sum(counts.values())
     smallest = max(_FEWEST, len(table.labels)) if drawn else _FEWEST
@@ -167,19 +178,31 @@ def split_rows(table: Table, split: SplitTable) -> Split:
     if drawn and table.labels:
         _check_classes(table, rest)
     for part in drawn:
-        strata = table.target[rest] if table.labels else None
-        divided: Any = train_test_split(
-            rest, test_size=counts[part], stratify=strata, random_state=split.seed
-        )  # its type allows lists
-        rest, held[part] = divided
-    train, validation, test = rest, held["validation"], held["test"]
+        rest, held[part] = _divided(table, rest, counts[part], split.seed)
+    if split.calibration is None and len(held["validation"]) >= _ENOUGH:
+        count = min(len(held["validation"]) // 2, _MOST)
+        held["validation"], held["calibration"] = _divided(table, held["validation"], count, split.seed)
+    train = rest
     unseen = sorted(set(range(len(table.labels))) - set(table.target[train].tolist()))
     if unseen:
         names = ", ".join(repr(table.labels[number]) for number in unseen)
         raise DataError(
             f"{table.name}: no training row of class {names}; add rows of it, or give [split] smaller shares"
         )
-    return Split(np.sort(train), np.sort(validation), np.sort(test))
+    return Split(np.sort(train), **{part: np.sort(rows) for part, rows in held.items()})
+
+
+def _divided(
+    table: Table, rows: NDArray[np.int64], count: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All but so many of the rows, and these."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # a second to import
+
+    strata = table.target[rows] if table.labels else None
+    if strata is not None and 1 in np.bincount(strata):  # in a part that the source set aside
+        strata = None
+    divided: Any = train_test_split(rows, test_size=count, stratify=strata, random_state=seed)
+    return divided[0], divided[1]  # its type allows lists
 
 
 def fit_scaling(table: Table, train: NDArray[np.int64], scaling: str) -> Preprocessing:

@@ -117,7 +117,7 @@ def fit(
         if done and done.finished:
             recorder.load_state_dict(done.recorder)
         else:
-            batches, validation = _batches(dataset, settings.batch_size, settings.seed, device)
+            batches, validation = _batches(dataset, recipe, device)
             trainer = _trainer(recipe, device, recorder, checkpoint, batches)
             path = checkpoint.path if checkpoint and done else None
             trainer.fit(learner, batches, validation, ckpt_path=path)
@@ -160,13 +160,14 @@ def _trainer(
     )
 
 
-def _batches(dataset: Dataset, size: int, seed: int, device: str) -> tuple[Batches, Batches]:
+def _batches(dataset: Dataset, recipe: Recipe, device: str) -> tuple[Batches, Batches]:
     def part(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         features = torch.from_numpy(dataset.features[rows]).to(device)
         return features, torch.from_numpy(dataset.target[rows]).to(device)
 
     train, validation = part(dataset.split.train), part(dataset.split.validation)
-    return Batches(*train, size, seed), Batches(*validation, max(size, 1024))
+    size, seed = recipe.training.batch_size, recipe.training.seed
+    return Batches(*train, size, seed, recipe.augmentation), Batches(*validation, max(size, 1024))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dropserve.training.recipe import OptimiserTable, Recipe
+from dropserve.training.augment import augmented
+from dropserve.training.recipe import AugmentationTable, OptimiserTable, Recipe
 
 VALIDATION_LOSS = "validation_loss"
 
@@ -49,10 +50,18 @@ class Batches:
         target: ``[N]``.
         size: rows a batch.
         seed: of the order; None keeps the rows as they are.
+        augmentation: what is done to each batch that is drawn in a fresh order.
     """
 
-    def __init__(self, rows: torch.Tensor, target: torch.Tensor, size: int, seed: int | None = None) -> None:
-        self._rows, self._target = rows, target
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        target: torch.Tensor,
+        size: int,
+        seed: int | None = None,
+        augmentation: AugmentationTable | None = None,
+    ) -> None:
+        self._rows, self._target, self._augmentation = rows, target, augmentation
         full, rest = divmod(len(rows), size)
         sizes = [size] * full + ([rest] if rest else [])
         if rest == 1 and full:
@@ -81,7 +90,10 @@ class Batches:
             return
         order = torch.randperm(len(self._rows), generator=self._generator).to(self._rows.device)
         for chosen in order.split(self._sizes):
-            yield self._rows[chosen], self._target[chosen]
+            rows = self._rows[chosen]
+            if self._augmentation is not None:
+                rows = augmented(rows, self._augmentation, self._generator)
+            yield rows, self._target[chosen]
 
 
 class Learner(pl.LightningModule):

@@ -216,9 +216,21 @@ DataTable = Annotated[
 
 
 class SplitTable(_Table):
-    """``[split]``: shares of the rows; what is left is for training. Its seed is not the training seed."""
+    """``[split]``: shares of the rows; what is left is for training. Its seed is not the training seed.
+
+    Attributes:
+        calibration: rows that decide nothing in training, so that what is calibrated on them is guaranteed.
+            With 0 the validation rows calibrate, although they chose the epoch.
+    """
 
     validation: float = Field(0.15, gt=0, lt=1, description="a share of the rows, above 0 and below 1")
+    calibration: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="a share of the rows, from 0 to below 1; leave it out to set half of the validation rows "
+        "aside where they are 2000 or more",
+    )
     test: float = Field(0.15, gt=0, lt=1, description="a share of the rows, above 0 and below 1")
     seed: Seed = 0
 
@@ -244,6 +256,18 @@ class TrainingTable(_Table):
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], Field(description="one of auto, cpu, cuda, mps")
     ] = "auto"
+
+
+class AugmentationTable(_Table):
+    """``[augmentation]``: what is done to each training image, anew in each epoch. Others stay as they are.
+
+    Attributes:
+        flip: mirror left and right, every other time.
+        shift: move by up to so many pixels each way; the image's edge is repeated.
+    """
+
+    flip: bool = Field(False, description="true or false")  # pydantic's first argument
+    shift: int = Field(0, ge=0, le=64, description="a whole number of pixels from 0 to 64")
 
 
 class OptimiserTable(_Table):
@@ -277,6 +301,10 @@ class Recipe(_Table):
     data: DataTable
     split: SplitTable = Field(SplitTable(), description="a table [split]")  # type: ignore[call-arg]  # all have defaults
     training: TrainingTable = Field(TrainingTable(), description="a table [training]")
+    augmentation: AugmentationTable = Field(
+        AugmentationTable(),  # type: ignore[call-arg]
+        description="a table [augmentation]",
+    )
     optimiser: OptimiserTable = Field(OptimiserTable(), description="a table [optimiser]")  # type: ignore[call-arg]
 
     @field_validator("name")

@@ -149,9 +149,10 @@ def _split_problems(content: Mapping[str, Any]) -> list[str]:
     split = content.get("split", {})
     if not isinstance(split, dict):
         return []
-    shares = [split.get("validation", 0.15), split.get("test", 0.15)]
-    if all(isinstance(share, int | float) and 0 < share < 1 for share in shares) and sum(shares) >= 1:
-        return [f"split: validation + test is {sum(shares):g}; allowed: below 1, to leave rows to train on"]
+    shares = [split.get("validation", 0.15), split.get("test", 0.15), split.get("calibration", 0)]
+    if all(isinstance(share, int | float) and 0 <= share < 1 for share in shares) and sum(shares) >= 1:
+        parts = "validation + test" + (" + calibration" if shares[2] else "")
+        return [f"split: {parts} is {sum(shares):g}; allowed: below 1, to leave rows to train on"]
     return []
 
 

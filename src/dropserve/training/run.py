@@ -16,6 +16,7 @@ from dropserve.model import ModelClass, ServedModel, load_class
 from dropserve.signature import Signature
 from dropserve.store import Store, Stored
 from dropserve.training.advice import Advice, advise
+from dropserve.training.augment import check_augmentation
 from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
@@ -25,6 +26,7 @@ from dropserve.training.learner import Epoch
 from dropserve.training.probe import probe
 from dropserve.training.recipe_file import RecipeFile
 from dropserve.training.run_folder import (
+    CALIBRATION,
     RECIPE,
     VALIDATION,
     plain,
@@ -83,6 +85,7 @@ def prepare(file: RecipeFile) -> Prepared:
 
     Raises:
         DataError: if the data cannot be learned from.
+        RecipeError: if the recipe's augmentation does not fit the rows.
         ModelSourceError: if the model cannot be built or fails on a batch.
         TrainingError: if the model's output does not fit the target.
         UsageError: if the device is not there.
@@ -90,6 +93,7 @@ def prepare(file: RecipeFile) -> Prepared:
     recipe = file.recipe
     device = choose_device(recipe.training.device)
     dataset = load_dataset(recipe, file.folder)
+    check_augmentation(recipe, dataset.features.shape[1:])
     source = load_class(recipe.model.spec, file.folder)
     with seeded(recipe.training.seed):
         model = source.build(recipe.model.arguments)
@@ -162,9 +166,11 @@ def train(
             **evaluate(served, table, split.test, "test"),
             "best_epoch": float(fitted.best.number),
         }
-        held_out = {INPUT: table.features[split.validation], "target": table.target[split.validation]}
-        np.savez(folder / VALIDATION, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
-        write_instances(folder, plain(held_out[INPUT][:1]))
+        for file, rows in ((VALIDATION, split.validation), (CALIBRATION, split.calibration)):
+            if len(rows):
+                held_out = {INPUT: table.features[rows], "target": table.target[rows]}
+                np.savez(folder / file, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
+        write_instances(folder, plain(table.features[split.validation[:1]]))
         write_json(folder / RECIPE, recipe.resolved())
         write_learning_curve(prepared, fitted.curve, fitted.best, staging.folder)
         manifest = RunManifest(

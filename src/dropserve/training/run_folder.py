@@ -18,7 +18,7 @@ from dropserve.model import WEIGHTS, ModelClass
 
 EXAMPLE = "example.json"
 RECIPE = "recipe.json"
-VALIDATION = "validation.npz"
+VALIDATION, CALIBRATION = "validation.npz", "calibration.npz"
 
 
 def write_weights(folder: Path, model: nn.Module) -> None:
