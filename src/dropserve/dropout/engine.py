@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dropserve.dropout.cache import ByteCache
 from dropserve.dropout.feeding import assembled, axis_lengths, repeat, row_count, tile
+from dropserve.dropout.held import Array, Arrays, Held, Program
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT, common_block, draw, site_rates
 from dropserve.dropout.rows import (
     ALONE,
     QUANTUM,
-    Array,
-    Arrays,
-    Program,
     Steady,
     run_padded,
     side_by_side,
@@ -29,6 +29,7 @@ from dropserve.signature import Axis, Site, TensorSpec
 
 CHUNK_ELEMENTS = 2**19  # 2 MiB of float32: what is fed stays in the cache of a core
 _KEPT_ELEMENTS = 2**22  # of the last masks, kept ready beside the cache of draws
+_HELD_BYTES = 2**25  # of calls whose masks are laid out; a batch of another size is another call
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Settings:
             )
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Rows that the trunk has run on.
 
     Attributes:
@@ -118,13 +118,14 @@ class MonteCarlo:
         self.sites = tuple(sites)
         self._head = head
         self._trunk = trunk
-        self._head_inputs = None if head_inputs is None else frozenset(head_inputs)
+        self._head_inputs = None if head_inputs is None else tuple(dict.fromkeys(head_inputs))
         self._specs = tuple(specs)
         self._chunk_elements = chunk_elements
         self._workers = workers
         self._variable = any(isinstance(axis, Axis) for site in self.sites for axis in site.shape)
         self._last_masks: tuple[object, dict[str, NDArray[np.float32]]] = None, {}
-        self._last_call: tuple[object, dict[str, Array]] = None, {}
+        self._held: ByteCache[Held] = ByteCache(_HELD_BYTES)
+        self._last: object = None
         self._steady_head = Steady(head) if steady else None
         self._steady_trunk = Steady(trunk, workers=workers) if steady and trunk is not None else trunk
 
@@ -156,11 +157,9 @@ class MonteCarlo:
         """
         rows = row_count(inputs)
         lengths = axis_lengths(inputs, self._specs) if self._variable else {}
-        fixed: dict[str, Array] = dict(inputs)
-        if self._steady_trunk is not None:
-            fixed |= self._steady_trunk(fixed)
-        if self._head_inputs is not None:
-            fixed = {name: array for name, array in fixed.items() if name in self._head_inputs}
+        found: Arrays = {} if self._steady_trunk is None else self._steady_trunk(dict(inputs))
+        names = self._head_inputs if self._head_inputs is not None else inputs.keys() | found.keys()
+        fixed = {name: found[name] if name in found else inputs[name] for name in names}
         return Prepared(rows, fixed, lengths)
 
     def continue_samples(self, prepared: Prepared, settings: Settings, first: int = 0) -> dict[str, Array]:
@@ -178,29 +177,28 @@ class MonteCarlo:
             UsageError: if the masks needed exceed the bound of one draw.
         """
         rows, fixed, count = prepared.rows, prepared.fixed, settings.samples - first
-        shapes = tuple((name, array.shape, array.dtype) for name, array in fixed.items())
-        key = (settings, first, tuple(prepared.lengths.items()), shapes)
-        known, laid_out = self._last_call
-        if (
-            known == key
-        ):  # the same shape of request again: at few rows, laying out masks costs as much as the head
-            fed = laid_out | {name: tile(array, count) for name, array in fixed.items()}
-            return {name: a.reshape(count, rows, *a.shape[1:]) for name, a in self._head(fed).items()}
+        key = settings, first, rows, tuple(prepared.lengths.items())
+        held = self._held.get(key)
+        if held is not None and (found := held(fixed)) is not None:
+            return found
         masks = {name: mask[first:] for name, mask in self._masks(prepared.lengths, settings).items()}
         quantum = 1 if self._steady_head is None else self._steady_head.quantum({**fixed, **masks})
 
-        def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
-            some, these = chunk
+        def feed(some: slice, these: slice) -> dict[str, Array]:
             fed = {name: tile(array[these], some.stop - some.start) for name, array in fixed.items()}
             width = these.stop - these.start
-            fed |= {name: repeat(array[some], width) for name, array in masks.items()}
-            return some, these, run_padded(self._head, fed, max(1, quantum))
+            return fed | {name: repeat(array[some], width) for name, array in masks.items()}
+
+        def run(chunk: tuple[slice, slice]) -> tuple[slice, slice, dict[str, Array]]:
+            return *chunk, run_padded(self._head, feed(*chunk), max(1, quantum))
 
         chunks = list(self._chunks(rows, count, {**fixed, **masks}, quantum))
         parts = side_by_side(run, chunks, self._workers)
-        small = rows * sum(mask.size for mask in masks.values()) <= _KEPT_ELEMENTS
-        if len(chunks) == 1 and small and not rows * count % max(1, quantum):
-            self._last_call = key, {name: repeat(mask, rows) for name, mask in masks.items()}
+        if len(chunks) == 1 and not rows * count % max(1, quantum):
+            if key == self._last:  # asked for twice in a row: likely again
+                held = Held(self._head, feed(*chunks[0]), parts[0][2], fixed, (count, rows))
+                self._held.put(key, held, held.nbytes)
+            self._last = key
         return {name: assembled(name, parts, count, rows) for name in parts[0][2]}
 
     def _masks(self, lengths: Mapping[str, int], settings: Settings) -> dict[str, NDArray[np.float32]]:

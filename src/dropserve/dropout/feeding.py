@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dropserve.dropout.rows import Array, Arrays
+from dropserve.dropout.held import Array, Arrays
 from dropserve.errors import UsageError
 from dropserve.signature import Axis, TensorSpec
 
@@ -49,10 +49,11 @@ def row_count(inputs: Arrays) -> int:
     Raises:
         UsageError: if they differ, or there are none.
     """
-    counts = {name: len(array) for name, array in inputs.items()}
-    if len(set(counts.values())) != 1 or not min(counts.values()):
+    rows, *others = {len(array) for array in inputs.values()}
+    if others or not rows:
+        counts = {name: len(array) for name, array in inputs.items()}
         raise UsageError(f"rows of each input: {counts}; expected the same number everywhere, at least 1")
-    return next(iter(counts.values()))
+    return rows
 
 
 def tile(array: Array, times: int) -> Array:

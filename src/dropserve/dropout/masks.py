@@ -35,7 +35,7 @@ _WORD = 2**32
 _ALPHA = -1.7580993408473766
 _STREAM = {"balanced": 0, "iid": 1}
 
-_cache = ByteCache(2**27)
+_cache: ByteCache[list[NDArray[np.float32]]] = ByteCache(2**27)
 
 
 def block_size(p: float) -> int:
@@ -138,7 +138,7 @@ def _site_arrays(
         held = fresh if held is None else [np.concatenate(pair) for pair in zip(held, fresh, strict=True)]
         for array in held:
             array.flags.writeable = False
-        _cache.put(key, held)
+        _cache.put(key, held, sum(array.nbytes for array in held))
     return dict(zip(names, held, strict=True))
 
 

@@ -14,16 +14,16 @@ it is steady, and where there is none rows are computed one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
-Arrays = Mapping[str, Array]
-Program = Callable[[dict[str, Array]], Mapping[str, Array]]
+from dropserve.dropout.cache import ByteCache
+from dropserve.dropout.held import Array, Arrays, Held, Program
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -34,6 +34,7 @@ _ROWS = 64
 _TRIES = 12
 _MANY = 512  # rows of the one large run
 _LARGE = 2**20  # numbers that it may feed
+_HELD_BYTES = 2**22  # of calls kept to be made again
 
 
 class Steady:
@@ -50,6 +51,8 @@ class Steady:
         self._workers = workers
         self._chunk_rows = chunk_rows
         self._quanta: dict[object, int] = {}
+        self._held: ByteCache[Held] = ByteCache(_HELD_BYTES)
+        self._last = 0  # rows of the last call
 
     def quantum(self, inputs: Arrays) -> int:
         """The measured quantum for inputs of such shapes; ``ALONE`` if there is none."""
@@ -60,8 +63,11 @@ class Steady:
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Run on [N, ...] and give [N, ...], N at least 1."""
-        quantum = self.quantum(inputs)
         rows = len(next(iter(inputs.values())))
+        held = self._held.get(rows)
+        if held is not None and (found := held(inputs)) is not None:
+            return found
+        quantum = self.quantum(inputs)
         step = 1 if quantum == ALONE else self._chunk_rows
         chunks = [
             {name: array[first : first + step] for name, array in inputs.items()}
@@ -70,9 +76,13 @@ class Steady:
         results = side_by_side(
             lambda chunk: run_padded(self._program, chunk, max(1, quantum)), chunks, self._workers
         )
-        if len(results) == 1:
-            return results[0]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        if len(results) > 1:
+            return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        if rows == self._last and not rows % max(1, quantum):  # twice in a row: likely again
+            held = Held(self._program, inputs, results[0], inputs, (rows,))
+            self._held.put(rows, held, held.nbytes)
+        self._last = rows
+        return results[0]
 
 
 def run_padded(program: Program, inputs: Arrays, quantum: int = QUANTUM) -> dict[str, Array]:

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dropserve.dropout.held import Array, Arrays, aligned
 from dropserve.errors import MissingExtraError, ServerError
-from dropserve.serving.query import Array
 
 Backend = Literal["onnx", "torchscript"]
 BACKENDS: tuple[Backend, ...] = ("onnx", "torchscript")
@@ -62,6 +62,34 @@ class OnnxGraph:
         """Run the graph."""
         results = self._session.run(self._outputs, {name: feeds[name] for name in self.input_names})
         return dict(zip(self._outputs, map(np.asarray, results), strict=True))
+
+    def hold(self, feeds: Arrays, outputs: Arrays) -> _OnnxCall:
+        """A call at fixed addresses (``dropout.held``)."""
+        return _OnnxCall(self._session, {name: feeds[name] for name in self.input_names}, outputs)
+
+
+class _OnnxCall:
+    """Inputs and outputs of a session, bound once."""
+
+    def __init__(self, session: Any, feeds: Arrays, outputs: Arrays) -> None:
+        from onnxruntime import OrtValue  # noqa: PLC0415  # there is a session, so it is installed
+
+        self.inputs = {name: aligned(array) for name, array in feeds.items()}
+        self.outputs = {name: aligned(array) for name, array in outputs.items()}
+        self._session = session
+        self._binding = session.io_binding()
+        self._values: list[Any] = []  # share the memory of the arrays, and must live as long
+        for bind, arrays in (
+            (self._binding.bind_ortvalue_input, self.inputs),
+            (self._binding.bind_ortvalue_output, self.outputs),
+        ):
+            for name, array in arrays.items():
+                self._values.append(OrtValue.ortvalue_from_numpy(array))
+                bind(name, self._values[-1])
+
+    def __call__(self) -> None:
+        """Run the graph."""
+        self._session.run_with_iobinding(self._binding)
 
 
 class TorchScriptGraph:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dropserve.dropout.engine import MonteCarlo
-from dropserve.dropout.rows import Program, Steady
+from dropserve.dropout.held import Program
+from dropserve.dropout.rows import Steady
 from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.graphs import Backend, Graph, OnnxGraph, TorchScriptGraph

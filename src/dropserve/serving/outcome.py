@@ -69,12 +69,12 @@ def sampled(
         calibrator: of the version.
     """
     rows, block = prepared.rows, engine.block(settings)
-    padded = _with_companion(prepared)
-    fed = {name: array[np.arange(padded.rows) % rows] for name, array in inputs.items()}
+    fed = {name: _with_companion(array, axis=0) for name, array in inputs.items()}
     values: dict[str, Float] = {}
     statistics: dict[str, Statistics] = {}
     calibrated: Calibrated | None = None
-    for name, samples in engine.continue_samples(padded, settings).items():
+    for name, drawn in engine.continue_samples(prepared, settings).items():
+        samples = _with_companion(drawn, axis=1)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
             found = _statistics(samples, settings.scheme, block, task)
         values[name] = found.mean[:rows].reshape(rows, *samples.shape[2:])
@@ -134,13 +134,13 @@ def tolerance_unit(manifest: VersionManifest) -> Float:
     )
 
 
-def _with_companion(prepared: Prepared) -> Prepared:
+def _with_companion(array: Array, axis: int) -> Array:
     """At least two rows.
 
     A reduction over samples of a lone number takes numpy's pairwise path and rounds otherwise than one over
     several rows, so a lone row is given a companion.
     """
-    return prepared if prepared.rows > 1 else prepared.take(np.zeros(2, np.intp))
+    return array if array.shape[axis] > 1 else np.repeat(array, 2, axis=axis)
 
 
 def _statistics(samples: Array, scheme: str, block: int, task: Task) -> Statistics:
