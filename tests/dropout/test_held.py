@@ -150,7 +150,7 @@ def test_onnx_graphs_hold_calls_and_start_where_memory_is_aligned(path):
 def test_aligned_copies_are_copies(shape, dtype):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     copy = aligned(array)
-    assert copy.ctypes.data % ALIGNMENT == 0
+    assert copy.size == 0 or copy.ctypes.data % ALIGNMENT == 0
     assert copy.dtype == array.dtype
     assert np.array_equal(copy, array)
 
