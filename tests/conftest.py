@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import JsonValue
 
-from dropserve.manifest import SourceRecord, Task, VersionManifest
+from dropserve.manifest import ImageRecord, SourceRecord, Task, VersionManifest
 from dropserve.serving import torchserve
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import free_ports
@@ -135,6 +135,7 @@ def publish(
     sites: tuple[Site, ...] = (),
     example: object = (0.5, -1.0, 0.25, 2.0, 0.0, 1.0),
     calibration: dict[str, JsonValue] | None = None,
+    images: Mapping[str, ImageRecord] | None = None,
 ) -> Stored[VersionManifest]:
     """Publish a version with these graph files, an example and both archives, as export does."""
     with store.staging(name, VersionManifest) as staging:
@@ -148,6 +149,7 @@ def publish(
             run="by-hand",
             sites=sites,
             calibration=calibration,
+            images=dict(images or {}),
         )
         for file, content in files.items():
             (staging.folder / file).write_bytes(content)
@@ -230,13 +232,39 @@ def embedding_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[Versio
     )
 
 
+PHOTOS = Mlp.draw(4 * 4 * 3, 16, 4, seed=1)
+PHOTOS = replace(PHOTOS, w1=PHOTOS.w1 / 255)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Mlp:
+    """The network behind ``photos_version``: the pixels of an image, laid flat."""
+    return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def photos_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionManifest]:
+    """A classifier of images, 4 x 4 pixels in colour."""
+    return publish(
+        Store(tmp_path_factory.mktemp("photos") / "model_store"),
+        "photos",
+        {f"{part}.onnx": PHOTOS.onnx(part) for part in ("model", "trunk", "head")},
+        inputs=(TensorSpec(name="input", shape=(48,)),),
+        labels=("a", "b", "c", "d"),
+        sites=(PHOTOS.site,),
+        example=(0.0,) * 48,
+        images={"input": ImageRecord(height=4, width=4, colour="rgb")},
+    )
+
+
 @pytest.fixture(scope="session")
 def server(
     tmp_path_factory: pytest.TempPathFactory,
     mlp_version: Stored[VersionManifest],
     embedding_version: Stored[VersionManifest],
+    photos_version: Stored[VersionManifest],
 ) -> Iterator[Deployment]:
-    """A real TorchServe with mlp, mlp-mc and words; ``server.url`` is where it answers."""
+    """A real TorchServe with mlp, mlp-mc, words, photos and photos-mc; ``server.url`` is where it answers."""
     run_dir = tmp_path_factory.mktemp("server") / ".run"
     stage = ROOT / "serving"
     options = Options(
@@ -246,7 +274,7 @@ def server(
         port=free_ports(1)[0],
     )
     with no_java_on_path():
-        deployment = torchserve.start(run_dir, [mlp_version, embedding_version], options)
+        deployment = torchserve.start(run_dir, [mlp_version, embedding_version, photos_version], options)
     yield deployment
     assert torchserve.stop(run_dir) is not None, "the server was gone before the tests ended"
 

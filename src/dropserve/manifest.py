@@ -66,6 +66,21 @@ class Preprocessing(BaseModel):
     target: Scaling | None = None
 
 
+class ImageRecord(BaseModel):
+    """How an image file becomes a row: turned as its camera says, grey or RGB, resized, 0 to 255.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        colour: three channels or one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    colour: Literal["rgb", "grey"]
+
+
 class CheckRecord(BaseModel):
     """The verdict of one export check."""
 
@@ -78,6 +93,12 @@ class CheckRecord(BaseModel):
 
 
 class _Manifest(BaseModel):
+    """What runs and versions share.
+
+    Attributes:
+        images: for the name of an input that was trained on images, how a file becomes its row.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal[1] = FORMAT
     name: str
@@ -87,6 +108,7 @@ class _Manifest(BaseModel):
     signature: Signature
     source: SourceRecord
     preprocessing: Preprocessing = Preprocessing()
+    images: dict[str, ImageRecord] = {}
     metrics: dict[str, float] = {}
     data: dict[str, JsonValue] = {}
     built_with: dict[str, str] = Field(default_factory=lambda: built_with())  # noqa: PLW0108  # defined below

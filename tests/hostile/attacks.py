@@ -1,17 +1,22 @@
 """Hostile requests, generated: strategies for hypothesis, one for each way to be wrong.
 
-They aim at a classifier ``mlp`` of 6 numbers a row, its Monte Carlo endpoint ``mlp-mc``, and ``words``, which
-takes one int64 a row and knows 7 of them. Now and then one is right by chance; that is for the caller to see.
+They aim at a classifier ``mlp`` of 6 numbers a row, its Monte Carlo endpoint ``mlp-mc``, ``words``, which
+takes one int64 a row and knows 7 of them, and ``photos`` and ``photos-mc`` of images. Now and then one is
+right by chance; that is for the caller to see.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import struct
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from hypothesis import strategies as st
+from PIL import Image
 from wire import JSON, Request
 
 LENGTH = "Inference-Header-Content-Length"
@@ -36,6 +41,16 @@ LITERALS = (
     "1.", "+1",
 )  # fmt: skip
 
+
+def photo(kind: str, **options: Any) -> bytes:
+    """A small image file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PHOTOS = (photo("PNG"), photo("JPEG"), photo("JPEG", progressive=True), photo("GIF"), photo("TIFF"))
 endpoints = st.sampled_from(ENDPOINTS)
 any_text = st.text(max_size=30)  # every character there is but lone surrogates, which UTF-8 cannot carry
 numbers = st.one_of(
@@ -227,6 +242,32 @@ def cut_binary(draw: st.DrawFn) -> Request:
 
 
 @st.composite
+def odd_images(draw: st.DrawFn) -> Request:
+    """PNG and JPEG files cut, damaged or mistaken for each other; in every form that takes one."""
+    file = bytearray(draw(st.sampled_from(PHOTOS)))
+    for _ in range(draw(st.integers(0, 3))):
+        file[draw(st.integers(0, len(file) - 1))] = draw(st.integers(0, 255))
+    content = bytes(file[: draw(st.one_of(st.none(), st.integers(0, len(file))))])
+    name = draw(st.sampled_from(("photos", "photos-mc", "mlp")))
+    route = f"/v1/models/{name}:predict"
+    text = base64.b64encode(content).decode()[: draw(st.one_of(st.none(), st.integers(0, 40)))]
+    form = draw(st.sampled_from(("body", "b64", "mixed", "BYTES")))
+    if form == "b64":
+        return Request("images", route, dump({"instances": [{"b64": text}, {"b64": draw(scalars)}]}))
+    if form == "mixed":
+        return Request("images", route, dump({"instances": [{"input": {"b64": text}}, [0] * 48]}))
+    if form == "BYTES":
+        entry = {"name": "input", "shape": draw(st.lists(sizes, max_size=3)), "datatype": "BYTES"}
+        return Request("images", f"/v2/models/{name}/infer", dump({"inputs": [entry | {"data": [text]}]}))
+    kinds = ("image/png", "image/jpeg", "image/gif", "image/", "application/octet-stream", "text/plain")
+    setting = draw(
+        st.sampled_from(((), ("mc-samples", "1e9"), ("mc-seed", "-3"), ("mc-", "1"), ("mc-scheme", "x")))
+    )
+    headers = (("Content-Type", draw(st.sampled_from(kinds))), *((setting,) if setting else ()))
+    return Request("images", route, content, headers)
+
+
+@st.composite
 def settings(draw: st.DrawFn) -> Request:
     """Monte Carlo settings out of range, of other types, unknown, or to an endpoint without."""
     names = st.one_of(
@@ -295,5 +336,5 @@ def huge() -> Request:
 
 attacks = st.one_of(
     malformed_json(), odd_documents(), odd_rows(), odd_tensors(), not_numbers(), nesting_bombs(),
-    content_types(), cut_binary(), settings(), odd_names(), odd_calls(),
+    content_types(), cut_binary(), odd_images(), settings(), odd_names(), odd_calls(),
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import fnmatch
+import io
 import json
 import re
 import struct
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 PAGE = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text("utf-8")
 ROW = "[0, 0, 0, 0, 0, 0]"
@@ -28,7 +32,40 @@ def binary(values: list[float], length: int | None = None) -> dict[str, Any]:
     return {"content": text + raw, "headers": {LENGTH: str(length or len(text))}}
 
 
-SPECIAL: dict[str, dict[str, Any]] = {
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+PNG, JPEG, GIF = (encode(PHOTO, kind) for kind in ("PNG", "JPEG", "GIF"))
+FLAT = base64.b64encode(encode(Image.new("1", (1000, 1000)))).decode()
+IMAGES: dict[str, dict[str, Any]] = {
+    "text as image/png": {"content": b"hello", "type": "image/png"},
+    "a GIF as image/gif": {"content": GIF, "type": "image/gif"},
+    "a GIF as application/octet-stream": {"content": GIF, "type": "application/octet-stream"},
+    "nothing as image/png": {"content": b"", "type": "image/png"},
+    "half a PNG": {"content": PNG[: len(PNG) // 2], "type": "image/png"},
+    "half a JPEG": {"content": JPEG[: len(JPEG) // 2], "type": "image/jpeg"},
+    "a PNG with a wrong checksum": {"content": PNG[:29] + b"\0\0\0\0" + PNG[33:], "type": "image/png"},
+    "an animated PNG": {
+        "content": encode(PHOTO, save_all=True, append_images=[PHOTO.rotate(180)]),
+        "type": "image/png",
+    },
+    "a PNG of 16 bits": {"content": encode(Image.new("I;16", (9, 9))), "type": "image/png"},
+    "a PNG of 8,000 x 8,000 pixels": {"content": encode(Image.new("1", (8000, 8000))), "type": "image/png"},
+    "30 PNGs of 1,000 x 1,000 pixels": {"content": json.dumps({"instances": [{"b64": FLAT}] * 30}).encode()},
+    "a PNG": {"content": PNG, "type": "image/png"},
+    "a PNG with the header mc-samples: 50": {"content": PNG, "headers": {"mc-samples": "50"}},
+    "a PNG with the header mc-sample: 50": {"content": PNG, "headers": {"mc-sample": "50"}},
+    "a PNG with the header mc-samples: many": {"content": PNG, "headers": {"mc-samples": "many"}},
+    "JSON with the header mc-samples: 50": {
+        "content": f'{{"instances": [{ROW}]}}'.encode(),
+        "headers": {"mc-samples": "50"},
+    },
+}
+SPECIAL: dict[str, dict[str, Any]] = IMAGES | {
     "nothing": {"content": b""},
     "the bytes ff fe": {"content": b"\xff\xfe"},
     "100,000 opening brackets": {"content": b"[" * 100_000},

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dropserve.errors import UsageError
+from dropserve.images import kind_of
 from dropserve.project import Project
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ def predict(  # noqa: PLR0913  # one for each option
     ] = None,
     input_file: Annotated[
         str,
-        typer.Option("--input", help='JSON: {"instances": [...]}, a list of rows, or one row; - for stdin.'),
+        typer.Option(
+            "--input",
+            help='JSON: {"instances": [...]}, a list of rows, or one row; a PNG or JPEG image; - for stdin.',
+        ),
     ] = "-",
     samples: Annotated[int | None, typer.Option(help="Monte Carlo samples.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the masks.", show_default=False)] = None,
@@ -107,14 +111,18 @@ def _own_server(project: Project) -> tuple[str | None, str | None]:
 
 
 def _read(file: str) -> Any:
-    """The rows in a file: what ``instances`` holds, a list of rows, or a lone row."""
+    """The rows in a file: what ``instances`` holds, a list of rows, or a lone row; or an image's bytes."""
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-        content = json.loads(text)
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        if kind_of(raw):
+            return raw
+        content = json.loads(raw)
     except OSError as error:
         raise UsageError(f"--input {file}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f'--input {file}: not JSON ({error}); expected {{"instances": [...]}}') from error
+        raise UsageError(
+            f'--input {file}: not JSON ({error}); expected {{"instances": [...]}}, or a PNG or JPEG image'
+        ) from error
     if isinstance(content, dict) and "instances" in content:
         return content["instances"]
     if isinstance(content, list) and content and not isinstance(content[0], list | dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import ssl
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from dropserve.client.tensors import pack
 from dropserve.errors import RequestError, ServerError, UsageError
+from dropserve.images import kind_of
 
 SUFFIX = "-mc"
 T = TypeVar("T")
@@ -82,21 +84,32 @@ class Asking:
         self._retries = retries
 
     def request(self, model: str, instances: Any, *, mc: bool, settings: Settings) -> Request:
-        """A V1 request.
+        """A V1 request, or one image as the body.
 
         Raises:
             UsageError: if the arguments cannot make one.
         """
+        if isinstance(instances, bytes | bytearray | Path):
+            return self._image(model, instances, _parameters(model, mc=mc, settings=settings), mc=mc)
         rows = instances.tolist() if hasattr(instances, "tolist") else instances
         parameters = _parameters(model, mc=mc, settings=settings)
         document = {"instances": rows} | ({"parameters": parameters} if parameters else {})
         try:
-            body = json.dumps(document, allow_nan=False, default=_as_list).encode()
+            body = json.dumps(document, allow_nan=False, default=_as_json).encode()
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"instances cannot be sent as JSON: {error}; expected rows of finite numbers"
             ) from error
         return Request(f"/predictions/{_endpoint(model, mc=mc)}", body, {})
+
+    def _image(
+        self, model: str, image: bytes | bytearray | Path, parameters: Mapping[str, Any], *, mc: bool
+    ) -> Request:
+        body = _content(image)
+        kind = kind_of(body)
+        headers = {"content-type": f"image/{kind.lower()}" if kind else "application/octet-stream"}
+        headers |= {name.replace("_", "-"): str(value) for name, value in parameters.items()}
+        return Request(f"/predictions/{_endpoint(model, mc=mc)}", body, headers)
 
     def tensors(
         self,
@@ -182,7 +195,26 @@ def _error_text(response: httpx.Response) -> str:
         return response.text[:300] or response.reason_phrase
 
 
-def _as_list(value: Any) -> Any:
+def _content(image: bytes | bytearray | Path) -> bytes:
+    """The bytes of an image.
+
+    Raises:
+        UsageError: if its file cannot be read, or is empty.
+    """
+    try:
+        content = image.read_bytes() if isinstance(image, Path) else bytes(image)
+    except OSError as error:
+        raise UsageError(f"{image} cannot be read: {error.strerror}") from error
+    if not content:
+        raise UsageError(
+            f"{image if isinstance(image, Path) else 'the image'} is empty; expected an image file"
+        )
+    return content
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | Path):
+        return {"b64": base64.b64encode(_content(value)).decode()}
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a number")

@@ -55,7 +55,8 @@ class Client(Asking):
 
         Args:
             model: the model's name.
-            instances: rows: nested lists, an array [B, ...], or one mapping a row for several inputs.
+            instances: rows: nested lists, an array [B, ...], or one mapping a row for several inputs. An
+                image is the bytes of a PNG or JPEG file, or its ``Path``: alone, or as one of the rows.
             mc: ask the Monte Carlo endpoint, for uncertainty.
             **settings: Monte Carlo settings: samples, seed, scheme, coverage, tolerance.
 

@@ -217,6 +217,7 @@ def _manifest(
         signature=artefacts.signature,
         source=source.source,
         preprocessing=source.preprocessing,
+        images=source.images,
         metrics=source.metrics,
         data=source.data,
         sites=artefacts.sites,

@@ -13,7 +13,7 @@ from typing import Any
 
 from dropserve.errors import RequestError
 from dropserve.serving.loaded import load_endpoint
-from dropserve.serving.protocol import Call, Reply, error_reply, failure_reply
+from dropserve.serving.protocol import Call, Codec, Reply, error_reply, failure_reply
 from dropserve.serving.query import Answer
 from dropserve.serving.tally import Tally, start_reporting
 
@@ -78,7 +78,7 @@ class Handler:
         for index, row in enumerate(data):
             try:
                 headers = _headers(context, index)
-                calls[index] = self._codec.decode(_body(row), headers)
+                calls[index] = self._codec.decode(_body(row, self._codec), headers)
                 if WARM_HEADER in headers:
                     warming.add(index)
             except Exception as error:  # noqa: BLE001  # one request must not cost the batch
@@ -128,14 +128,9 @@ def _headers(context: Any, index: int) -> dict[str, str]:
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-def _body(row: Mapping[str, Any]) -> bytes:
+def _body(row: Mapping[str, Any], codec: Codec) -> bytes:
     if "body" not in row:
-        raise RequestError(
-            "the body arrived as a form, not as JSON: send the header Content-Type: application/json "
-            "(with curl: -H 'content-type: application/json')",
-            status=415,
-            reason="content_type",
-        )
+        raise codec.refuse_form()
     body = row["body"]
     if isinstance(body, bytes | bytearray):
         return bytes(body)

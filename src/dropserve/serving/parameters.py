@@ -16,6 +16,7 @@ from dropserve.serving.query import COVERAGE, Answer
 NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage", "mc_tolerance")
 PREFIX = "mc_"
 SUFFIX = "-mc"
+_HEADER = "mc-"  # proxies drop names with underscores
 _MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
 
 
@@ -27,11 +28,13 @@ class Limits:
         mc_samples: samples when a request does not say.
         max_mc_samples: the most samples.
         max_mc_passes: the most rows x samples.
+        max_image_pixels: the most pixels of all images of a request, as sent or, if that is more, as resized.
     """
 
     mc_samples: int = 50
     max_mc_samples: int = 1000
     max_mc_passes: int = 200_000
+    max_image_pixels: int = 2**24
 
     def __post_init__(self) -> None:
         """Refuse bounds that no request could meet.
@@ -68,6 +71,32 @@ def read_settings(parameters: Mapping[str, Any], limits: Limits) -> Settings:
     if seed == -1:
         seed = secrets.randbelow(SEED_LIMIT)
     return Settings(samples=samples, seed=seed, scheme=scheme)
+
+
+def header_settings(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Monte Carlo settings of a request whose body has no room for them: ``mc-samples: 100``.
+
+    Args:
+        headers: with names in lower case.
+
+    Returns:
+        As they would stand in ``parameters``: ``mc_samples``.
+
+    Raises:
+        RequestError: for an unknown name.
+    """
+    found: dict[str, Any] = {}
+    for header, text in headers.items():
+        if not header.startswith(_HEADER):
+            continue
+        name = header.replace("-", "_")
+        if name not in NAMES:
+            known = ", ".join(known.replace("_", "-") for known in NAMES)
+            _refuse(f"unknown header {quote(header)}; expected {known}")
+        digits = text.strip().removeprefix("-")
+        whole = digits.isascii() and digits.isdigit() and len(digits) < 20
+        found[name] = int(text) if whole else text
+    return found
 
 
 def read_coverage(parameters: Mapping[str, Any]) -> int:

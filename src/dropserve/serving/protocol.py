@@ -12,19 +12,22 @@ import numpy as np
 import orjson
 
 from dropserve.errors import RequestError, ServerError
+from dropserve.images import require_pillow
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1, v2
-from dropserve.serving.instances import describe, describe_request, quote
+from dropserve.serving.instances import describe, quote
 from dropserve.serving.outcome import tolerance_unit
 from dropserve.serving.parameters import (
     PREFIX,
     SUFFIX,
     Limits,
     check_size,
+    header_settings,
     read_coverage,
     read_settings,
     read_tolerance,
 )
+from dropserve.serving.pictures import Pictures, describe_body, is_image
 from dropserve.serving.query import Answer, Array, Query
 
 JSON = "application/json"
@@ -64,6 +67,7 @@ class Codec:
 
     Raises:
         ServerError: if the labels of the manifest cannot name the classes.
+        MissingExtraError: if the model takes images, and Pillow is not installed.
     """
 
     def __init__(self, manifest: VersionManifest, *, monte_carlo: bool, limits: Limits | None = None) -> None:
@@ -71,6 +75,8 @@ class Codec:
         self._monte_carlo = monte_carlo
         self._limits = limits or Limits()
         self._labels = class_labels(manifest)
+        if manifest.images:
+            require_pillow("serve")
         self._endpoint = manifest.name + (SUFFIX if monte_carlo else "")
         self._numbers = sum(int(np.prod(spec.sized())) for spec in manifest.signature.outputs)
 
@@ -91,17 +97,39 @@ class Codec:
                 status=415,
                 reason="content_type",
             )
-        text, binary = _split(body, known.get(v2.JSON_LENGTH.lower()))
+        pictures = Pictures(self._manifest.images, self._limits.max_image_pixels)
+        length = known.get(v2.JSON_LENGTH.lower())
+        if length is None and is_image(body, known, self._manifest):
+            inputs = pictures.read_body(body, self._manifest)
+            return Call(self._query(inputs, header_settings(known)), self._encode_v1)
+        if misplaced := header_settings(known):
+            raise RequestError(
+                f"{next(iter(misplaced)).replace('_', '-')} is a header; with JSON, settings stand in "
+                f'"parameters": {{"{next(iter(misplaced))}": ...}}',
+                reason="parameters",
+            )
+        text, binary = _split(body, length)
         document = self._parse(text)
         if "inputs" in document and "instances" not in document:
-            inputs, parameters, wanted = v2.decode(document, binary, self._manifest)
+            inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures)
             return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted))
         if binary:
             raise RequestError(
                 f"{len(binary)} bytes follow the JSON; V1 has no binary tensors", reason="form"
             )
-        inputs, parameters = v1.decode(document, self._manifest)
+        inputs, parameters = v1.decode(document, self._manifest, pictures)
         return Call(self._query(inputs, parameters), self._encode_v1)
+
+    def refuse_form(self) -> RequestError:
+        """What to tell who sent a form, which a host takes apart before we see it."""
+        image = ", or, for an image, image/png or image/jpeg" if self._manifest.images else ""
+        file = " or -H 'content-type: image/png' --data-binary @FILE" if self._manifest.images else ""
+        return RequestError(
+            f"the body arrived as a form, not as JSON: send the header Content-Type: application/json{image} "
+            f"(with curl: -H 'content-type: application/json'{file})",
+            status=415,
+            reason="content_type",
+        )
 
     def _encode_v1(self, answer: Answer) -> Reply:
         return Reply(200, orjson.dumps(v1.encode(answer, self._manifest, self._labels)))
@@ -114,7 +142,7 @@ class Codec:
         return Reply(200, text + binary, "application/octet-stream", {v2.JSON_LENGTH: str(len(text))})
 
     def _parse(self, body: bytes) -> dict[str, Any]:
-        form = f'{{"instances": {describe_request(self._manifest.signature)}}}'
+        form = f'{{"instances": {describe_body(self._manifest)}}}'
         if not body.strip():
             raise RequestError(f"the body is empty; expected JSON: {form}", reason="empty")
         try:

@@ -8,22 +8,30 @@ from typing import Any
 from dropserve.dropout.statistics import ClassificationStatistics, RegressionStatistics
 from dropserve.errors import RequestError
 from dropserve.manifest import VersionManifest
-from dropserve.serving.instances import describe, describe_request, quote, read_instances
+from dropserve.serving.instances import describe, quote
 from dropserve.serving.parameters import NAMES, effective
+from dropserve.serving.pictures import Pictures, describe_body
 from dropserve.serving.query import Answer, Array, Float
 from dropserve.serving.v1_calibrated import calibration_of, rows_of
 
 _KEYS = ("instances", "parameters")
 
 
-def decode(document: Mapping[str, Any], manifest: VersionManifest) -> tuple[dict[str, Array], dict[str, Any]]:
+def decode(
+    document: Mapping[str, Any], manifest: VersionManifest, pictures: Pictures
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """Inputs and parameters of a request.
+
+    Args:
+        document: its JSON.
+        manifest: of the model.
+        pictures: reads the images in it.
 
     Raises:
         RequestError: if the document is not of the form.
     """
     if "instances" not in document:
-        form = describe_request(manifest.signature)
+        form = describe_body(manifest)
         raise RequestError(f'"instances" is missing; expected {{"instances": {form}}}', reason="form")
     if unknown := [key for key in document if key not in _KEYS]:
         raise RequestError(f"unknown key {quote(unknown[0])}; expected {', '.join(_KEYS)}", reason="form")
@@ -37,7 +45,7 @@ def decode(document: Mapping[str, Any], manifest: VersionManifest) -> tuple[dict
         raise RequestError(
             f"unknown parameter {quote(unknown[0])}; expected {', '.join(NAMES)}", reason="parameters"
         )
-    return read_instances(document["instances"], manifest.signature), parameters
+    return pictures.read_instances(document["instances"], manifest.signature), parameters
 
 
 def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> dict[str, Any]:

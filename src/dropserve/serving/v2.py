@@ -22,6 +22,7 @@ from dropserve.errors import RequestError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.instances import describe, quote
 from dropserve.serving.parameters import effective
+from dropserve.serving.pictures import BYTES, Pictures
 from dropserve.serving.query import Answer, Array
 from dropserve.serving.tensors import (
     DATATYPES,
@@ -56,7 +57,7 @@ class Wanted:
 
 
 def decode(
-    document: Mapping[str, Any], binary: bytes, manifest: VersionManifest
+    document: Mapping[str, Any], binary: bytes, manifest: VersionManifest, pictures: Pictures
 ) -> tuple[dict[str, Array], dict[str, Any], Wanted]:
     """Inputs, parameters and wishes of a request.
 
@@ -64,6 +65,7 @@ def decode(
         document: its JSON.
         binary: what followed the JSON.
         manifest: of the model.
+        pictures: reads the images in it.
 
     Raises:
         RequestError: if it is not of the form, or does not fit the model.
@@ -82,7 +84,7 @@ def decode(
     lengths: dict[str, int] = {}
     position = 0
     for name, entry in given.items():  # binary tensors stand in the order of the request
-        inputs[name], position = _input(entry, specs[name], lengths, binary, position)
+        inputs[name], position = _input(entry, specs[name], lengths, binary, position, pictures)
     if position != len(binary):
         _refuse("form", f"{len(binary)} bytes follow the JSON; the inputs account for {position}")
     if len({len(array) for array in inputs.values()}) > 1:
@@ -92,15 +94,32 @@ def decode(
 
 
 def _input(
-    entry: Mapping[str, Any], spec: TensorSpec, lengths: dict[str, int], binary: bytes, position: int
+    entry: Mapping[str, Any],
+    spec: TensorSpec,
+    lengths: dict[str, int],
+    binary: bytes,
+    position: int,
+    pictures: Pictures,
 ) -> tuple[Array, int]:
+    raw, position = _binary(entry, spec, binary, position)
+    if entry.get("datatype") == BYTES and pictures.are_for(spec.name):
+        return pictures.read_tensor(entry, raw, spec), position
     check_datatype(entry.get("datatype"), spec)
     shape = read_shape(entry.get("shape"), spec, lengths)
+    if raw is None:
+        return from_json(entry["data"], shape, spec), position
+    return from_bytes(raw, shape, spec), position
+
+
+def _binary(
+    entry: Mapping[str, Any], spec: TensorSpec, binary: bytes, position: int
+) -> tuple[bytes | None, int]:
+    """The bytes of an input and where they end; None if its data stand in the JSON."""
     size = _object(entry.get("parameters", {}), f"parameters of input {spec.name}").get("binary_data_size")
     if size is None:
         if "data" not in entry:
             _refuse("form", f"input {spec.name} has neither data nor binary_data_size")
-        return from_json(entry["data"], shape, spec), position
+        return None, position
     if "data" in entry:
         _refuse("form", f"input {spec.name} has both data and binary_data_size; expected one of them")
     if type(size) is not int or not 0 <= size <= len(binary) - position:
@@ -109,7 +128,7 @@ def _input(
             f"input {spec.name}: binary_data_size is {describe(size)}; {len(binary) - position} bytes are "
             f"left after the JSON (the header {JSON_LENGTH} says where it ends)",
         )
-    return from_bytes(binary[position : position + size], shape, spec), position + size
+    return binary[position : position + size], position + size
 
 
 def _wanted(document: Mapping[str, Any], parameters: Mapping[str, Any], identity: str | None) -> Wanted:

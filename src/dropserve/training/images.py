@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from dropserve.errors import DataError
+from dropserve.images import ImageError, read_image, require_pillow
+from dropserve.manifest import ImageRecord
 from dropserve.training.array_table import array_table
 from dropserve.training.recipe import ImagesData
 from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _PARTS = {"train": OPEN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 
 
@@ -45,15 +48,21 @@ def read_images(data: ImagesData, folder: Path) -> Table:
             f"{root}: no images; expected a folder for each class, with files that end in "
             f"{', '.join(sorted(_ENDINGS))}"
         )
-    height, width = data.size
-    channels = 3 if data.colour == "rgb" else 1
-    pixels = np.empty((len(found), channels, height, width), np.float32)
+    require_pillow("train")
+    record = image_record(data)
+    pixels = np.empty((len(found), 3 if data.colour == "rgb" else 1, *data.size), np.float32)
     for place, (file, _, _) in enumerate(found):
-        pixels[place] = read_image(file, height, width, colour=data.colour)
+        pixels[place] = _read(file, record)
     labels = [label for _, label, _ in found]
     parts = np.array([part for _, _, part in found], np.int8) if data.parts == "folders" else None
     table = array_table(str(root), pixels, np.array(labels), task="classification", shape=data.shape)
     return replace(table, parts=parts)
+
+
+def image_record(data: ImagesData) -> ImageRecord:
+    """What a server must know to read an image as it is read here."""
+    height, width = data.size
+    return ImageRecord(height=height, width=width, colour=data.colour)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -70,23 +79,10 @@ def _classes(root: Path) -> list[tuple[Path, str]]:
     ]
 
 
-def read_image(file: Path, height: int, width: int, *, colour: str) -> FloatArray:
-    """Read one image, turned as its camera says, ``[channels, height, width]``, 0 to 255.
-
-    Raises:
-        DataError: if it cannot be read, or holds more than 8 bits a channel.
-    """
-    from PIL import Image, ImageOps  # noqa: PLC0415  # few recipes need it
-
+def _read(file: Path, record: ImageRecord) -> FloatArray:
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{file}: its pixels are of mode {image.mode}; convert it to 8 bits a channel"
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGB" if colour == "rgb" else "L")
-            resized = upright.resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: cannot be read as an image ({error}); replace it, or remove it") from error
-    array = np.asarray(resized, np.float32)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        return read_image(file.read_bytes(), record, formats=_FORMATS)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    except ImageError as error:
+        raise DataError(f"{file}: {error}; replace it, or remove it") from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dropserve.manifest import RunManifest, built_with
+from dropserve.manifest import ImageRecord, RunManifest, built_with
 from dropserve.model import ModelClass, ServedModel, load_class
 from dropserve.signature import Signature
 from dropserve.store import Store, Stored
@@ -22,8 +22,10 @@ from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
 from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.images import image_record
 from dropserve.training.learner import Epoch
 from dropserve.training.probe import probe
+from dropserve.training.recipe import ImagesData, Recipe
 from dropserve.training.recipe_file import RecipeFile
 from dropserve.training.run_folder import (
     CALIBRATION,
@@ -181,6 +183,7 @@ def train(
             signature=prepared.signature,
             source=write_source(folder, prepared.source, recipe.model.arguments),
             preprocessing=dataset.preprocessing,
+            images=_images(recipe),
             metrics=metrics,
             data=dataset.record(),
             recipe=recipe.resolved(),
@@ -189,6 +192,10 @@ def train(
     if checkpoint:
         checkpoint.discard()
     return published, fitted
+
+
+def _images(recipe: Recipe) -> dict[str, ImageRecord]:
+    return {INPUT: image_record(recipe.data)} if isinstance(recipe.data, ImagesData) else {}
 
 
 def write_learning_curve(prepared: Prepared, curve: Sequence[Epoch], best: Epoch, folder: Path) -> None:
