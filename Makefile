@@ -1,6 +1,7 @@
 # dropserve: `make help` lists the targets.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 RECIPE ?= training/recipes/digits.toml
 NAME   ?= $(or $(shell sed -n '/^\[/q;s/^name *= *"\([^"]*\)".*/\1/p' $(RECIPE) 2>/dev/null),$(basename $(notdir $(RECIPE))))
 BIN    := $(VENV)/bin
@@ -43,11 +44,11 @@ stop: setup ## stop what `make serve` started
 predict: setup ## ask the running server about examples/digit.json
 	@$(BIN)/dropserve predict --model $(NAME) --input examples/digit.json --mc
 
-test: setup ## the fast tests, a real TorchServe among them
-	@$(BIN)/python -m pytest
+test: setup ## the fast tests, a real TorchServe among them (JOBS=2 at a time)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: setup ## every test, the slow ones too
-	@$(BIN)/python -m pytest -m "not soak" --timeout 1200
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not soak" --timeout 1200
 
 lint: setup ## ruff, pyright and the import direction
 	@$(BIN)/ruff format --check .
