@@ -93,6 +93,10 @@ def audit(
     else:
         console.print(checks_table(records))
         _conclude(console, source, counted(records), seconds, sound=sound)
+        for record in records if sound else ():
+            if record.name == "dropout-sites" and record.remedy:
+                told = "[yellow]no Monte Carlo for this model[/] (dropout-sites, above)"
+                console.print(f"{told}: {escape(record.remedy)}", highlight=False, soft_wrap=True)
     if not sound:
         raise typer.Exit(1)
 

@@ -170,3 +170,19 @@ def test_the_whole_command_prints_only_json_and_sets_its_status(net: str, tmp_pa
     wrong = run("--json")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "width" in wrong.stderr
+
+
+def test_a_model_that_is_random_in_training_only_is_sound_but_told_that_it_cannot_be_sampled(
+    net: str,
+) -> None:
+    Path("path.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+        "        return x * torch.rand(len(x), 1) if self.training else x\n"
+    )
+    result = CliRunner().invoke(app, ["audit", "path.py:Net", "--input", "4", "--eager"])
+    assert result.exit_code == 0
+    assert "no Monte Carlo for this model" in result.stdout
+    assert "dropout-maskable" in result.stdout
+    sound = CliRunner().invoke(app, ["audit", net, "--arg", "width=3", "--input", "4", "--eager"])
+    assert sound.exit_code == 0
+    assert "no Monte Carlo" not in sound.stdout

@@ -22,12 +22,14 @@ _MOST_SAMPLES = 200
 _EXPECTED_DROPS = 30.0  # below this many expected drops, equal samples prove nothing
 _SECONDS = 2.0  # for the mean of samples: a deep model has many sites
 
+_UNMASKABLE = 'export refuses it unless export/checks.toml waives "dropout-maskable"'
+
 
 def dropout_sites(exam: Examination) -> Outcome:
     """Every dropout site is found, and can be replaced by a mask."""
     program = exam.program
     if exam.refusal:
-        return skipped(f"Monte Carlo cannot be offered: {exam.refusal}")
+        return Outcome("skipped", f"Monte Carlo cannot be offered: {exam.refusal}", _UNMASKABLE)
     if program is None:
         return skipped("the model has no dropout (or only p=0): there is nothing to sample")
     listed = ", ".join(f"{site.name} ({site.kind}, p={site.p:g})" for site in program.sites[:6])
