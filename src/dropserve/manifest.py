@@ -59,11 +59,14 @@ class Preprocessing(BaseModel):
     Attributes:
         inputs: for the name of an input, the scaling applied to it first.
         target: regression: outputs are multiplied by its scale and its mean is added.
+        heteroscedastic: regression: the model returns ``[N, 2]``, value and log variance of its noise; both
+            are put in the target's unit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     inputs: dict[str, Scaling] = {}
     target: Scaling | None = None
+    heteroscedastic: bool = False
 
 
 class ImageRecord(BaseModel):

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ class ServedModel(nn.Module):
             self._register(f"{name}_", scaling, inputs[name])
         self._unscale = preprocessing.target is not None
         if preprocessing.target is not None:
-            self._register("target_", preprocessing.target, (-1,))
+            self._register("target_", _target(preprocessing), (-1,))
 
     def _register(self, prefix: str, scaling: Scaling, shape: tuple[int, ...]) -> None:
         mean, scale = torch.tensor(scaling.mean), torch.tensor(scaling.scale)
@@ -208,6 +209,15 @@ class ServedModel(nn.Module):
         if not self._unscale:
             return output
         return output * self.get_buffer("target_scale") + self.get_buffer("target_mean")
+
+
+def _target(preprocessing: Preprocessing) -> Scaling:
+    """What puts the model's outputs in the unit of the target; a log variance moves by log scale squared."""
+    target = preprocessing.target or Scaling(mean=(0.0,), scale=(1.0,))
+    if not preprocessing.heteroscedastic:
+        return target
+    (mean,), (scale,) = target.mean, target.scale
+    return Scaling(mean=(mean, 2 * math.log(scale)), scale=(scale, 1.0))
 
 
 def build_served(run: Stored[RunManifest]) -> ServedModel:

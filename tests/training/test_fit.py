@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from torch import nn
 
 from dropserve.errors import TrainingError, UsageError
@@ -20,7 +21,7 @@ from dropserve.model import build_served, load_class
 from dropserve.store import Store
 from dropserve.training.data import Dataset, load_dataset
 from dropserve.training.fit import Fitted, choose_device, fit, seeded
-from dropserve.training.learner import Batches, Epoch
+from dropserve.training.learner import Batches, Epoch, beta_nll, gaussian_nll
 from dropserve.training.recipe import Recipe
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import prepare, train
@@ -137,6 +138,40 @@ def test_regression_tells_rmse_in_the_targets_unit(recipe: dict[str, Any]) -> No
     predicted = standardised * target.scale[0] + target.mean[0]
     rmse = np.sqrt(np.mean((predicted - dataset.table.target[rows]) ** 2))
     assert fitted.best.score == pytest.approx(rmse, rel=1e-4)
+
+
+def test_the_loss_of_a_heteroscedastic_head_is_scipys_and_its_gradient_is_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    output = torch.tensor(rng.normal(size=(7, 2)), requires_grad=True)
+    target = torch.tensor(rng.normal(size=7))
+    mean, log_variance = output.detach().numpy().T
+    expected = -norm.logpdf(target.numpy(), mean, np.exp(log_variance / 2))
+    np.testing.assert_allclose(gaussian_nll(output, target).detach().numpy(), expected)
+    beta_nll(output, target).backward()
+    variance, residual = np.exp(log_variance), mean - target.numpy()
+    assert output.grad is not None
+    # equations 4 and 5 of Seitzer et al. with beta 0.5, for log variances and a mean over rows
+    np.testing.assert_allclose(output.grad[:, 0], residual / variance**0.5 / 7)
+    slope = (variance - residual**2) / (2 * variance**1.5) * variance / 7
+    np.testing.assert_allclose(output.grad[:, 1], slope)
+
+
+def test_a_heteroscedastic_regressor_scores_its_values_and_stops_by_its_likelihood(
+    recipe: dict[str, Any],
+) -> None:
+    recipe |= {"task": "regression", "data": {"source": "make_regression", "samples": 200, "features": 4,
+               "informative": 2, "noise": 5.0}}  # fmt: skip
+    recipe["training"] |= {"noise": "heteroscedastic"}
+    settings, dataset = ready(recipe)
+    fitted = fit(lambda: Normed(2), dataset, settings)
+    rows, target = dataset.split.validation, dataset.preprocessing.target
+    assert target is not None
+    with torch.no_grad():
+        mean, log_variance = fitted.model(torch.from_numpy(dataset.features[rows])).numpy().T
+    rmse = np.sqrt(np.mean(np.square(mean - dataset.target[rows]))) * target.scale[0]
+    assert fitted.best.score == pytest.approx(rmse, rel=1e-4)
+    loss = -norm.logpdf(dataset.target[rows], mean, np.exp(log_variance / 2)).mean()
+    assert fitted.best.validation_loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_regressor_may_answer_without_its_last_axis(recipe: dict[str, Any]) -> None:

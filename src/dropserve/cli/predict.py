@@ -139,6 +139,10 @@ def _show(console: Console, prediction: Prediction) -> None:
         return
     answer = prediction.value if prediction.value is not None else prediction.outputs
     spread = "" if doubt is None else f" +- {_number(doubt.standard_deviation)} (standard deviation)"
+    if doubt is not None and doubt.total is not None:
+        spread = f" +- {_number(doubt.total)} (standard deviation; of the noise {_number(doubt.aleatoric)})"
+    elif prediction.standard_deviation is not None:
+        spread = f" +- {_number(prediction.standard_deviation)} (standard deviation of the noise)"
     console.print(f"[bold]{_number(answer)}[/]{spread}", highlight=False)
     if doubt is not None and doubt.standard_error is not None:
         console.print(

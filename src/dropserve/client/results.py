@@ -22,6 +22,8 @@ class Uncertainty:
         mutual_information: classification: the part that lies in the model.
         variation_ratio: classification: share of samples that did not vote for the most voted class.
         samples: with a tolerance: how many samples this row took.
+        aleatoric: heteroscedastic regression: standard deviation of the noise.
+        total: heteroscedastic regression: of the noise and over samples together.
     """
 
     standard_deviation: Any
@@ -31,6 +33,8 @@ class Uncertainty:
     mutual_information: float | None = None
     variation_ratio: float | None = None
     samples: int | None = None
+    aleatoric: Number | None = None
+    total: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Prediction:
         label: classification: the most probable class.
         probabilities: classification: by label.
         value: regression: in the unit of the target; a list if there are several targets.
+        standard_deviation: heteroscedastic regression without Monte Carlo: of the noise.
         outputs: any other task: by name.
         uncertainty: with Monte Carlo.
         calibrated: with Monte Carlo, as the server sent it: calibrated probabilities and a prediction set, or
@@ -53,6 +58,7 @@ class Prediction:
     outputs: dict[str, Number] | None = None
     uncertainty: Uncertainty | None = None
     calibrated: Mapping[str, Any] | None = None
+    standard_deviation: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -103,4 +109,5 @@ def _prediction(entry: Mapping[str, Any]) -> Prediction:
         outputs=entry.get("outputs"),
         uncertainty=doubt and Uncertainty(**{k: v for k, v in doubt.items() if k in known}),
         calibrated=entry.get("calibrated"),
+        standard_deviation=entry.get("standard_deviation"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from pydantic import JsonValue
@@ -16,6 +17,7 @@ from dropserve.store import Stored
 from dropserve.uncertainty.fitting import calibrate_classifier, calibrate_regressor
 from dropserve.uncertainty.metrics import ece
 from dropserve.uncertainty.record import Calibration
+from dropserve.uncertainty.regression import split_head
 
 from .artefacts import HEAD, MODEL, TRUNK, Artefacts
 from .comparison import Array
@@ -49,7 +51,8 @@ def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
     if len(artefacts.signature.outputs) != 1:
         return f"the model has {len(artefacts.signature.outputs)} outputs, and one target cannot judge them"
     try:
-        return _ask(artefacts, held)
+        found = _ask(artefacts, held)
+        return _parted(found) if run.manifest.preprocessing.heteroscedastic else found
     except DropserveError as error:
         return str(error)
 
@@ -68,6 +71,15 @@ def _ask(artefacts: Artefacts, held: Mapping[str, Array]) -> HeldOut:
     ]
     samples = _sample(artefacts, inputs, settings) if artefacts.sites else None
     return HeldOut(inputs, held[TARGET][chosen], np.concatenate(parts), samples, settings, available)
+
+
+def _parted(held: HeldOut) -> HeldOut:
+    """The same, values and variances of a heteroscedastic head apart."""
+    plain, plain_noise = (part[..., None] for part in split_head(held.plain))
+    if held.samples is None:
+        return replace(held, plain=plain, plain_noise=plain_noise)
+    samples, noise = (part[..., None] for part in split_head(held.samples))
+    return replace(held, plain=plain, samples=samples, noise=noise, plain_noise=plain_noise)
 
 
 def _sample(artefacts: Artefacts, inputs: Mapping[str, Array], settings: Settings) -> Array:
@@ -131,7 +143,7 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut) -> tuple[Calibratio
         mean = softmax(flat).mean(axis=0)
         return record, _classifier_line(record, mean, held.target)
     target = held.target.reshape(held.rows, -1).astype(np.float64)
-    record = calibrate_regressor(flat, target, settings=settings, sites=sites)
+    record = calibrate_regressor(flat, target, settings=settings, sites=sites, variances=held.noise)
     return record, _regressor_line(record)
 
 
@@ -147,6 +159,8 @@ def _classifier_line(record: Calibration, mean: Array, labels: Array) -> str:
 
 
 def _regressor_line(record: Calibration) -> str:
+    if not record.precision and record.scaling is not None:
+        return f"deviations times {record.scaling.factors[0]:.3f}, noise by row"
     noise = ", ".join(f"{p.variance**0.5:.4g}" for p in record.precision)
     ends = [p.end for p in record.precision if p.end]
     line = f"standard deviation of the noise {noise}"

@@ -192,6 +192,11 @@ def _require_meaning(manifest: RunManifest, artefacts: Artefacts) -> None:
             f"{manifest.task} needs one output, the model returns {len(outputs)} ({names}); return the "
             "logits or values alone, or import the model with --task raw"
         )
+    if manifest.preprocessing.heteroscedastic and outputs[0].shape != (2,):
+        raise ExportError(
+            "a heteroscedastic regressor gives value and log variance, [2] per row; the model gives "
+            f"{outputs[0]}"
+        )
     wanted = (len(manifest.labels),)
     if manifest.task == "classification" and manifest.labels and outputs[0].shape != wanted:
         raise ExportError(

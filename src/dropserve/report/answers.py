@@ -12,7 +12,7 @@ from dropserve.errors import UsageError
 from dropserve.uncertainty.calibration import Temperature, VarianceScaling
 from dropserve.uncertainty.checks import Bool, Float, Whole, as_float, as_labels, as_probabilities
 from dropserve.uncertainty.record import Calibration
-from dropserve.uncertainty.regression import spread
+from dropserve.uncertainty.regression import noise_of, spread
 
 from .evidence import Evidence, HeldOut
 from .folds import LEAST, folds
@@ -140,10 +140,10 @@ def value_answers(evidence: Evidence, held: HeldOut) -> ValueAnswers:
     samples = as_float(held.samples.reshape(len(held.samples), held.rows, -1), "[T, B, D]")
     block, scheme = _block(evidence, held), held.settings.scheme
     calibration = calibration_of(evidence)
-    if calibration is None or not calibration.precision:
+    if calibration is None or calibration.scaling is None:
         plainly = regression(samples, scheme=scheme, block=block)
         return ValueAnswers(target, plain, plainly.mean, plainly.std, None, None, len(samples))
-    noise = np.array([p.variance for p in calibration.precision])
+    noise = noise_of(calibration.precision) if held.noise is None else held.noise
     found = spread(samples, noise, scheme=scheme, block=block)
     calibrated = np.empty_like(found.total)
     for others, judged in folds(held.rows):

@@ -30,6 +30,8 @@ class HeldOut:
         samples: Monte Carlo answers [T, B, ...]; None without dropout sites.
         settings: how the samples were made.
         available: rows in the run, of which B were taken.
+        noise: variance that a heteroscedastic head gives to each sample [T, B, 1]; None without one.
+        plain_noise: the same of the deterministic answer [B, 1].
     """
 
     inputs: Mapping[str, Array]
@@ -38,6 +40,8 @@ class HeldOut:
     samples: Array | None
     settings: Settings
     available: int
+    noise: Array | None = None
+    plain_noise: Array | None = None
 
     @property
     def rows(self) -> int:
@@ -57,6 +61,8 @@ class HeldOut:
             target=self.target[kept],
             plain=self.plain[kept],
             samples=None if self.samples is None else self.samples[:, kept],
+            noise=None if self.noise is None else self.noise[:, kept],
+            plain_noise=None if self.plain_noise is None else self.plain_noise[kept],
         )
 
 

@@ -45,7 +45,10 @@ def curves(evidence: Evidence) -> Section:
             f"{int(epochs[best])} are kept: there, the loss on the validation rows was lowest."
         ),
     )
+    pair = evidence.manifest.preprocessing.heteroscedastic
     unit = "cross entropy (nats)" if classifies else "mean squared error (standardised)"
+    if pair:
+        unit = "likelihood loss (nats, standardised)"
     train, validation = curve["train_loss"], curve["validation_loss"]
     log = bool(min(train.min(), validation.min()) > 0)
     marks: list[Mark] = [Line(epochs, train, "faint"), Line(epochs, validation, "a")]
@@ -88,24 +91,27 @@ def overfitting(evidence: Evidence) -> Section:
     epochs, best = curve["epoch"], _best(evidence, curve)
     train, validation = curve["train_loss"], curve["validation_loss"]
     low, last = float(validation[best]), float(validation[-1])
-    words = [_tail(len(epochs) - 1 - best, low, last), _gap(float(train[best]), low)]
+    nats = evidence.manifest.preprocessing.heteroscedastic  # this loss may be below 0, so it has no ratios
+    words = [_tail(len(epochs) - 1 - best, low, last, nats=nats), _gap(float(train[best]), low)]
     compared = _validation_against_test(metrics)
     if compared:
         words.append(compared)
-    ratio = validation / np.maximum(train, 1e-300)
+    gap = validation - train if nats else validation / np.maximum(train, 1e-300)
+    name, unit = ("less", "difference") if nats else ("divided by", "ratio")
+    equal = 0.0 if nats else 1.0
     blocks = (
         Plot(
-            "Validation loss divided by training loss",
+            f"Validation loss {name} training loss",
             draw(
-                "Validation loss divided by training loss, by epoch",
+                f"Validation loss {name} training loss, by epoch",
                 _epochs(epochs),
-                Axis.around("ratio of losses", ratio, [1.0]),
-                [Line([epochs[0], epochs[-1]], [1, 1], "faint", dashed=True), Line(epochs, ratio)],
+                Axis.around(f"{unit} of losses", gap, [equal]),
+                [Line([epochs[0], epochs[-1]], [equal, equal], "faint", dashed=True), Line(epochs, gap)],
             ),
-            (("a", "ratio"), ("faint", "equal losses")),
-            "A ratio that keeps rising says that the model is learning its training rows by heart. Training "
-            "loss "
-            "is measured with dropout on, which makes it larger: below 1 is usual under dropout.",
+            (("a", unit), ("faint", "equal losses")),
+            f"A {unit} that keeps rising says that the model is learning its training rows by heart. "
+            "Training loss is measured with dropout on, which makes it larger: below "
+            f"{equal:g} is usual under dropout.",
         ),
         Table(
             ("loss", f"epoch {int(epochs[best])} (kept)", f"epoch {int(epochs[-1])} (last)"),
@@ -130,24 +136,25 @@ def _best(evidence: Evidence, curve: Curve) -> int:
     return int(found[0]) if len(found) else int(np.argmin(curve["validation_loss"]))
 
 
-def _tail(later: int, low: float, last: float) -> str:
+def _tail(later: int, low: float, last: float, *, nats: bool) -> str:
     if later == 0:
         return (
             "Validation loss was still at its lowest when training ended: there is no sign of overfitting, "
             "and "
             "more epochs might help."
         )
-    rise = (last - low) / low if low > 0 else math.nan
+    rise = last - low
+    if not nats:
+        rise = rise / low if low > 0 else math.nan
     if math.isnan(rise) or rise < 0.05:
         return (
-            f"In the {later} epochs after the one that was kept, validation loss stayed within 5% of its "
-            f"lowest "
-            "value: there is no sign of overfitting."
+            f"In the {later} epochs after the one that was kept, validation loss stayed within "
+            f"{'0.05 nats' if nats else '5%'} of its lowest value: there is no sign of overfitting."
         )
     return (
-        f"In the {later} epochs after the one that was kept, validation loss rose by {percent(rise, 0)}: "
-        f"training "
-        "longer would have overfitted. That is why an earlier epoch was kept."
+        f"In the {later} epochs after the one that was kept, validation loss rose by "
+        f"{f'{rise:.2f} nats' if nats else percent(rise, 0)}: training longer would have overfitted. That is "
+        "why an earlier epoch was kept."
     )
 
 

@@ -15,7 +15,7 @@ from dropserve.dropout.statistics import (
     softmax,
 )
 from dropserve.manifest import VersionManifest
-from dropserve.serving.query import Array, Calibrated
+from dropserve.serving.query import Array, Calibrated, Float
 from dropserve.uncertainty.answers import calibrated_classes, calibrated_values
 from dropserve.uncertainty.record import Calibration
 
@@ -48,6 +48,7 @@ class Calibrator:
         statistics: ClassificationStatistics | RegressionStatistics,
         inputs: Mapping[str, Array],
         settings: Settings,
+        variances: Float | None = None,
     ) -> Calibrated | None:
         """Calibrated answers, or None where :meth:`reason` says why there are none.
 
@@ -56,6 +57,7 @@ class Calibrator:
             statistics: of these samples.
             inputs: for the name of each input [B, ...].
             settings: how they were sampled.
+            variances: of the noise [T, B, 1], from a heteroscedastic head.
         """
         if self._record is None or self.reason(settings) is not None:
             return None
@@ -65,7 +67,9 @@ class Calibrator:
         if not sound.all():
             flat = np.where(sound[:, None], flat, 0.0)
         if self._task != "classification":
-            return calibrated_values(self._record, flat, block=block)
+            if variances is not None:  # a variance that is not finite, or 0, is refused elsewhere too
+                variances = np.where(np.isfinite(variances) & (variances > 0), variances, 1.0)
+            return calibrated_values(self._record, flat, block=block, variances=variances)
         if not sound.all() or not isinstance(statistics, ClassificationStatistics):
             statistics = classification(softmax(flat), scheme=settings.scheme, block=block)
         return calibrated_classes(self._record, flat, statistics, inputs, settings.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from dropserve.manifest import Task, VersionManifest
 from dropserve.serving.calibrated import Calibrator
 from dropserve.serving.early import sample_until
 from dropserve.serving.query import Array, Calibrated, Float
+from dropserve.uncertainty.regression import split_head
 
 Statistics = ClassificationStatistics | RegressionStatistics
 
@@ -34,20 +35,26 @@ class Outcome:
         statistics: by output.
         calibrated: what calibration adds; None if it does not apply.
         samples: how many each row took [B], where that may differ.
+        noise: of a heteroscedastic regressor: standard deviations [B, 1] by output.
     """
 
     values: dict[str, Float]
     statistics: dict[str, Statistics]
     calibrated: Calibrated | None = None
     samples: NDArray[np.int64] | None = None
+    noise: dict[str, Float] = field(default_factory=dict[str, Float])
 
 
-def plain_values(outputs: Mapping[str, Array], task: Task) -> dict[str, Float]:
-    """Outputs [B, ...] of the deterministic graph: probabilities, or the numbers themselves."""
-    if task == "classification":
-        with np.errstate(invalid="ignore"):  # what is not finite is refused later, row by row
-            return {name: softmax(array) for name, array in outputs.items()}
-    return {name: array.astype(np.float64) for name, array in outputs.items()}
+def plain_outcome(outputs: Mapping[str, Array], manifest: VersionManifest) -> Outcome:
+    """What the deterministic graph's outputs [B, ...] say: probabilities, or the numbers themselves."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later, row by row
+        if manifest.task == "classification":
+            return Outcome({name: softmax(array) for name, array in outputs.items()}, {})
+        if manifest.preprocessing.heteroscedastic:
+            ((name, array),) = outputs.items()
+            value, variance = (part[..., None] for part in split_head(array))
+            return Outcome({name: value}, {}, noise={name: np.sqrt(variance)})
+    return Outcome({name: array.astype(np.float64) for name, array in outputs.items()}, {})
 
 
 def sampled(
@@ -55,7 +62,7 @@ def sampled(
     prepared: Prepared,
     inputs: Mapping[str, Array],
     settings: Settings,
-    task: Task,
+    manifest: VersionManifest,
     calibrator: Calibrator,
 ) -> Outcome:
     """The outcome of ``settings.samples`` samples of each row.
@@ -65,23 +72,28 @@ def sampled(
         prepared: B rows.
         inputs: the same rows, for the name of each input [B, ...].
         settings: how many, of which masks.
-        task: of the model.
+        manifest: of the version.
         calibrator: of the version.
     """
-    rows, block = prepared.rows, engine.block(settings)
+    rows, block, task = prepared.rows, engine.block(settings), manifest.task
     fed = {name: _with_companion(array, axis=0) for name, array in inputs.items()}
     values: dict[str, Float] = {}
     statistics: dict[str, Statistics] = {}
     calibrated: Calibrated | None = None
+    noise: dict[str, Float] = {}
     for name, drawn in engine.continue_samples(prepared, settings).items():
-        samples = _with_companion(drawn, axis=1)
+        given = _with_companion(drawn, axis=1)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later
+            samples, variances = _parted(given, manifest)
             found = _statistics(samples, settings.scheme, block, task)
         values[name] = found.mean[:rows].reshape(rows, *samples.shape[2:])
         statistics[name] = take_rows(found, slice(0, rows))
-        if task != "raw" and (added := calibrator.apply(samples, found, fed, settings)) is not None:
-            calibrated = added.take(slice(0, rows))
-    return Outcome(values, statistics, calibrated)
+        if variances is not None:
+            noise[name] = _root_mean(variances)[:rows]
+        if task != "raw":
+            added = calibrator.apply(samples, found, fed, settings, variances)
+            calibrated = added and added.take(slice(0, rows))
+    return Outcome(values, statistics, calibrated, noise=noise)
 
 
 def sampled_until(
@@ -98,7 +110,8 @@ def sampled_until(
     """
     task, block = manifest.task, engine.block(settings)
 
-    def numbers(samples: Array) -> Float:
+    def numbers(given: Array) -> Float:
+        samples, _ = _parted(given, manifest)
         flat = samples.reshape(*samples.shape[:2], -1)
         return softmax(flat) if task == "classification" else flat.astype(np.float64)
 
@@ -107,14 +120,20 @@ def sampled_until(
         samples, taken = sample_until(engine, prepared, settings, numbers, limit)
         ((name, output),) = samples.items()
         parts: list[tuple[NDArray[np.intp], Statistics]] = []
+        noise: dict[str, Float] = {}
         for count in np.unique(taken):
             index = np.flatnonzero(taken == count)
             twice = index if len(index) > 1 else np.repeat(index, 2)
-            found = _statistics(output[:count, twice], settings.scheme, block, task)
+            own, variances = _parted(output[:count, twice], manifest)
+            found = _statistics(own, settings.scheme, block, task)
             parts.append((index, take_rows(found, slice(0, len(index)))))
+            if variances is not None:
+                found_noise = noise.setdefault(name, np.empty((prepared.rows, 1)))
+                found_noise[index] = _root_mean(variances)[: len(index)]
     statistics = _scattered(parts, prepared.rows)
-    values = statistics.mean.reshape(prepared.rows, *output.shape[2:])
-    return Outcome({name: values}, {name: statistics}, None, taken)
+    shape = (1,) if noise else output.shape[2:]
+    values = statistics.mean.reshape(prepared.rows, *shape)
+    return Outcome({name: values}, {name: statistics}, None, taken, noise)
 
 
 def tolerance_unit(manifest: VersionManifest) -> Float:
@@ -141,6 +160,19 @@ def _with_companion(array: Array, axis: int) -> Array:
     several rows, so a lone row is given a companion.
     """
     return array if array.shape[axis] > 1 else np.repeat(array, 2, axis=axis)
+
+
+def _parted(samples: Array, manifest: VersionManifest) -> tuple[Array, Float | None]:
+    """Samples [T, B, ...], and what a heteroscedastic head says of the variance of their noise [T, B, 1]."""
+    if not manifest.preprocessing.heteroscedastic:
+        return samples, None
+    values, variances = split_head(samples)
+    return values[..., None], variances[..., None]
+
+
+def _root_mean(variances: Float) -> Float:
+    """Standard deviation [B, 1] of the noise of samples [T, B, 1], at least two rows."""
+    return np.sqrt(np.ascontiguousarray(variances).sum(axis=0) / len(variances))
 
 
 def _statistics(samples: Array, scheme: str, block: int, task: Task) -> Statistics:
@@ -177,6 +209,8 @@ def refuse_overflow(values: Mapping[str, Float]) -> None:
     Raises:
         RequestError: naming the first row whose answer is not finite.
     """
+    if not values:
+        return
     finite = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in values.values()]
     rows = np.logical_and.reduce(finite)
     if not rows.all():

@@ -17,13 +17,13 @@ from dropserve.serving.instances import read_instances
 from dropserve.serving.loading import GraphFiles
 from dropserve.serving.outcome import (
     Outcome,
-    plain_values,
+    plain_outcome,
     refuse_overflow,
     sampled,
     sampled_until,
     take_rows,
 )
-from dropserve.serving.query import Answer, Array, Float, Query
+from dropserve.serving.query import Answer, Array, Query
 from dropserve.store import Stored
 
 EXAMPLE = "example.json"
@@ -130,10 +130,8 @@ class Predictor:
         ends = np.cumsum([query.rows for query in queries])
         rows = [slice(int(end) - query.rows, int(end)) for query, end in zip(queries, ends, strict=True)]
         if queries[0].settings is None:
-            values = self._run_plain(inputs)
-            return [
-                _answer(query, Outcome(values, {}), part) for query, part in zip(queries, rows, strict=True)
-            ]
+            plain = self._run_plain(inputs)
+            return [_answer(query, plain, part) for query, part in zip(queries, rows, strict=True)]
         if self._monte_carlo is None:
             raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
         prepared = self._monte_carlo.prepare(inputs)
@@ -160,24 +158,26 @@ class Predictor:
         settings = query.settings or Settings()
         if query.tolerance is not None:
             return sampled_until(engine, prepared, settings, self.manifest, query.tolerance), _EARLY
-        outcome = sampled(engine, prepared, inputs, settings, self.manifest.task, self._calibrator)
+        outcome = sampled(engine, prepared, inputs, settings, self.manifest, self._calibrator)
         return outcome, self._calibrator.reason(settings)
 
-    def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Float]:
+    def _run_plain(self, inputs: Mapping[str, Array]) -> Outcome:
         if self._plain is None:
             raise ServerError(f"{self.manifest.name} has no deterministic graph here")
-        return plain_values(self._plain(dict(inputs)), self.manifest.task)
+        return plain_outcome(self._plain(dict(inputs)), self.manifest)
 
 
 def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None = None) -> Answer | Exception:
     """The rows of one request, or why they are no answer."""
     values = {name: array[rows] for name, array in outcome.values.items()}
+    noise = {name: array[rows] for name, array in outcome.noise.items()}
     try:
         refuse_overflow(values)
+        refuse_overflow(noise)
     except RequestError as error:
         return error
     if query.settings is None:
-        return Answer(values)
+        return Answer(values, noise=noise)
     return Answer(
         values,
         {name: take_rows(statistics, rows) for name, statistics in outcome.statistics.items()},
@@ -187,6 +187,7 @@ def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None = No
         query.coverage,
         query.tolerance,
         None if outcome.samples is None else outcome.samples[rows],
+        noise,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class Answer:
         coverage: of sets and intervals, in parts per thousand.
         tolerance: the effective one.
         samples: where there was a tolerance, how many samples each row took [B].
+        noise: of a heteroscedastic regressor: standard deviation of the noise by output [B, 1].
     """
 
     values: Mapping[str, Float]
@@ -66,3 +67,4 @@ class Answer:
     coverage: int = COVERAGE
     tolerance: int | None = None
     samples: NDArray[np.int64] | None = None
+    noise: Mapping[str, Float] = field(default_factory=dict[str, Float])

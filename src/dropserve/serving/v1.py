@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from dropserve.dropout.statistics import ClassificationStatistics, RegressionStatistics
 from dropserve.errors import RequestError
 from dropserve.manifest import VersionManifest
@@ -51,7 +53,9 @@ def decode(
 def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> dict[str, Any]:
     """The document that answers a request.
 
-    Classification: ``label`` and ``probabilities`` by label. Regression: ``value``, a number or a list.
+    Classification: ``label`` and ``probabilities`` by label. Regression: ``value``, a number or a list; with
+    a heteroscedastic head ``standard_deviation`` of the noise too, and with Monte Carlo in ``uncertainty``
+    ``aleatoric`` and ``total``.
     Any other task: ``outputs`` by name. Monte Carlo adds ``uncertainty`` and ``calibrated`` to each
     prediction, what that rests on as ``calibration``, and the effective settings as ``parameters``.
     """
@@ -119,8 +123,11 @@ def _values(answer: Answer) -> Iterator[dict[str, Any]]:
     ((name, values),) = answer.values.items()
     statistics = answer.statistics and answer.statistics[name]
     lone = values[0].size == 1
+    noise = answer.noise.get(name)
     for row in range(len(values)):
         found: dict[str, Any] = {"value": _plain(values[row], lone=lone)}
+        if noise is not None and statistics is None:
+            found["standard_deviation"] = _plain(noise[row], lone=lone)
         if isinstance(statistics, RegressionStatistics):
             error = statistics.standard_error
             found["uncertainty"] = {
@@ -129,6 +136,12 @@ def _values(answer: Answer) -> Iterator[dict[str, Any]]:
                 if error is None
                 else _plain(error[row].reshape(values[row].shape), lone=lone),
             }
+            if noise is not None:
+                total = np.hypot(noise[row], statistics.std[row])
+                found["uncertainty"] |= {
+                    "aleatoric": _plain(noise[row], lone=lone),
+                    "total": _plain(total, lone=lone),
+                }
         yield found
 
 

@@ -2,7 +2,8 @@
 
 Outputs by task. Classification: ``label`` (BYTES), ``probabilities``; Monte Carlo adds
 ``standard_deviation``, ``predictive_entropy``, ``expected_entropy``, ``mutual_information`` and
-``variation_ratio``. Regression: ``value``, and ``standard_deviation``. Any other task: the model's own
+``variation_ratio``. Regression: ``value``, and ``standard_deviation`` over samples; with a heteroscedastic
+head ``noise_standard_deviation`` too. Any other task: the model's own
 outputs, and with Monte Carlo ``NAME.standard_deviation``. ``standard_error`` is there when there were
 samples enough to tell, ``samples`` when there was a tolerance. A calibrated version adds
 ``calibrated_probabilities``, ``prediction_set`` (BOOL, by class), ``out_of_distribution`` and its score; or
@@ -218,6 +219,8 @@ def outputs(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) ->
             found["probabilities"] = values
         elif manifest.task == "regression":
             found["value"] = values
+            if name in answer.noise:
+                found["noise_standard_deviation"] = answer.noise[name]
         else:
             prefix = f"{name}."
             found[name] = values.astype(_dtype(manifest, name)) if statistics is None else values

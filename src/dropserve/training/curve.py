@@ -25,7 +25,24 @@ def write_curve_csv(path: Path, curve: Sequence[Epoch], task: str) -> None:
             writer.writerow([row.number, *(f"{number:.6g}" for number in numbers)])
 
 
-def write_curve_png(path: Path, curve: Sequence[Epoch], best: Epoch, *, task: str, title: str) -> None:
+def loss_name(task: str, noise: str) -> str:
+    """What the losses of an :class:`Epoch` are, with their unit."""
+    if task == "classification":
+        return "cross entropy (nats)"
+    if noise == "heteroscedastic":
+        return "likelihood loss (nats, standardised)"
+    return "mean squared error (standardised)"
+
+
+def write_curve_png(
+    path: Path,
+    curve: Sequence[Epoch],
+    best: Epoch,
+    *,
+    task: str,
+    title: str,
+    noise: str = "homoscedastic",
+) -> None:
     """Losses on the left, the validation score on the right, the best epoch marked in both."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # only when there is a curve
     from matplotlib.figure import Figure  # noqa: PLC0415  # no pyplot: no global state, no display
@@ -43,7 +60,7 @@ def write_curve_png(path: Path, curve: Sequence[Epoch], best: Epoch, *, task: st
     classifies = task == "classification"
     losses.set(
         xlabel="epoch",
-        ylabel="cross entropy (nats)" if classifies else "mean squared error (standardised)",
+        ylabel=loss_name(task, noise),
         title="loss",
     )
     if classifies and min(row.validation_loss for row in curve) > 0:

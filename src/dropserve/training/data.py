@@ -101,7 +101,10 @@ def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
     table = load_table(recipe, folder)
     _check_target(table)
     split = split_rows(table, recipe.split)
-    dataset = Dataset(table, split, fit_scaling(table, split.train, recipe.data.scaling))
+    scaling = fit_scaling(table, split.train, recipe.data.scaling)
+    if recipe.training.noise == "heteroscedastic":
+        scaling = scaling.model_copy(update={"heteroscedastic": True})
+    dataset = Dataset(table, split, scaling)
     _check_scaled(dataset)
     return dataset
 

@@ -30,7 +30,7 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
 
     Returns:
         classification: ``accuracy`` and ``loss`` (cross entropy in nats); regression: ``rmse`` and ``mae`` in
-        the target's unit, and ``r2``.
+        the target's unit, and ``r2``; with a heteroscedastic head ``loss`` too (Gaussian, nats per unit).
     """
     from sklearn import metrics  # noqa: PLC0415  # a second to import
 
@@ -48,4 +48,8 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
             "mae": metrics.mean_absolute_error(target, output[:, 0]),
             "r2": metrics.r2_score(target, output[:, 0]),
         }
+        if output.shape[1] == 2:
+            residual, log_variance = target - output[:, 0], output[:, 1]
+            losses = np.square(residual) / np.exp(log_variance) + log_variance + np.log(2 * np.pi)
+            found["loss"] = losses.mean() / 2
     return {f"{part}_{name}": float(value) for name, value in found.items()}

@@ -17,6 +17,8 @@ from dropserve.training.augment import augmented
 from dropserve.training.recipe import AugmentationTable, OptimiserTable, Recipe
 
 VALIDATION_LOSS = "validation_loss"
+_BETA = 0.5
+_LEAST = 1e-6  # variance of the standardised target: torch's own guard against a likelihood without bound
 
 
 @dataclass(frozen=True)
@@ -109,30 +111,38 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.model = model
         self._classifies = recipe.task == "classification"
+        self._pair = recipe.training.noise == "heteroscedastic"
         self._smoothing = recipe.training.label_smoothing
         self._optimiser, self._epochs = recipe.optimiser, recipe.training.epochs
         self._unit = unit
         self.train_sum, self.validation_sum = _Sum(), _Sum()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-        """Cross entropy, or the mean squared error of the standardised target."""
+        """Cross entropy; or of the standardised target the mean squared error or Gaussian likelihood loss."""
         if self._classifies:
             return functional.cross_entropy(output, target, label_smoothing=smoothing)
+        if self._pair:
+            return gaussian_nll(output, target).mean()
         return functional.mse_loss(output, target.reshape(output.shape))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         """One batch with dropout on."""
         rows, target = batch
-        loss = self.loss(self.model(rows), target, self._smoothing)
+        output = self.model(rows)
+        loss = self.loss(output, target, self._smoothing)
         self.train_sum.add(len(rows), loss.detach())
-        return loss
+        return beta_nll(output, target) if self._pair else loss
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
         """One batch with dropout off."""
         rows, target = batch
         output = self.model(rows)
         loss = self.loss(output, target)
-        hit = (output.argmax(1) == target).float().mean() if self._classifies else loss
+        hit = loss
+        if self._classifies:
+            hit = (output.argmax(1) == target).float().mean()
+        elif self._pair:
+            hit = functional.mse_loss(output[:, 0], target)
         self.validation_sum.add(len(rows), loss, hit)
 
     def on_validation_epoch_end(self) -> None:
@@ -151,6 +161,24 @@ class Learner(pl.LightningModule):
             return optimiser
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self._epochs)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def gaussian_nll(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood ``[N]`` in nats of targets ``[N]`` under means and log variances ``[N, 2]``."""
+    mean, variance = output[:, 0], output[:, 1].exp()
+    return functional.gaussian_nll_loss(mean, target, variance, full=True, eps=_LEAST, reduction="none")
+
+
+def beta_nll(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss that a heteroscedastic head learns by.
+
+    The plain likelihood weights a row's residual by 1 / variance, so that rows which fit badly are soon given
+    up as noise. Each row's loss times its own variance to the power beta, held constant, undoes that (Seitzer
+    et al., "On the pitfalls of heteroscedastic uncertainty estimation with probabilistic neural networks",
+    ICLR 2022; 0.5 is what they advise).
+    """
+    weight = output[:, 1].detach().exp().clamp_min(_LEAST) ** _BETA
+    return (weight * gaussian_nll(output, target)).mean()
 
 
 def build_optimiser(table: OptimiserTable, model: nn.Module) -> torch.optim.Optimizer:

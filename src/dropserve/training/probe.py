@@ -44,15 +44,19 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
     if not isinstance(output, torch.Tensor):
         raise TrainingError(
             f"{type(model).__name__} returns a {type(output).__name__}; expected one tensor of "
-            f"{'logits' if table.labels else 'values'}, [rows, {max(1, len(table.labels))}]"
+            f"{'logits' if table.labels else 'values'}, "
+            f"[rows, {2 if dataset.preprocessing.heteroscedastic else max(1, len(table.labels))}]"
         )
+    pair = dataset.preprocessing.heteroscedastic
     wanted = [(len(rows), len(table.labels))] if table.labels else [(len(rows), 1), (len(rows),)]
+    if pair:
+        wanted = [(len(rows), 2)]
     if tuple(output.shape) not in wanted:
-        need = (
-            f"{len(table.labels)} logits, one for each class ({', '.join(table.labels[:10])})"
-            if table.labels
-            else "one value, as the task is regression"
-        )
+        need = "one value, as the task is regression"
+        if table.labels:
+            need = f"{len(table.labels)} logits, one for each class ({', '.join(table.labels[:10])})"
+        elif pair:
+            need = "a value and the log variance of its noise, as training.noise is heteroscedastic"
         raise TrainingError(
             f"{type(model).__name__} answers {len(rows)} rows with a tensor of {list(output.shape)}; "
             f"expected {list(wanted[0])}: for each row {need}. Change [model.arguments], or the model."

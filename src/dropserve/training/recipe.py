@@ -244,6 +244,8 @@ class TrainingTable(_Table):
         patience: stop after so many epochs without a lower validation loss; 0 never stops early. The weights
             of the best epoch are kept either way.
         label_smoothing: classification: share of the target that is spread over all classes.
+        noise: regression: ``homoscedastic`` models return one value, and one noise for all rows is chosen on
+            held-out rows; ``heteroscedastic`` ones return a value and its log variance.
         seed: of initial weights, order of batches, and dropout.
         device: where to train.
     """
@@ -252,6 +254,13 @@ class TrainingTable(_Table):
     batch_size: Annotated[int, Field(ge=2, description="a whole number, 2 or more")] = 64
     patience: Annotated[int, Field(ge=0, description="a whole number of epochs; 0 never stops early")] = 15
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 0.0
+    noise: Annotated[
+        Literal["homoscedastic", "heteroscedastic"],
+        Field(
+            description="regression: homoscedastic (the model returns a value) or heteroscedastic (a value "
+            "and the log variance of its noise)"
+        ),
+    ] = "homoscedastic"
     seed: Seed = 0
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], Field(description="one of auto, cpu, cuda, mps")

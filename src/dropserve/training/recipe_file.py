@@ -97,6 +97,10 @@ def _data_problems(content: Mapping[str, Any], folder: Path) -> list[str]:
     task = content.get("task")
     needed = SOURCE_TASK.get(data.source)
     problems: list[str] = []
+    training = content.get("training", {})
+    noise = training.get("noise") if isinstance(training, dict) else None
+    if noise == "heteroscedastic" and task == "classification":
+        problems.append('training.noise: got "heteroscedastic"; that is for task = "regression"')
     if needed and task in ("classification", "regression") and task != needed:
         problems.append(f"task: got {task!r}; data.source = {data.source!r} is for {needed!r}")
     problems += _file_problems(data, folder)

@@ -203,7 +203,14 @@ def write_learning_curve(prepared: Prepared, curve: Sequence[Epoch], best: Epoch
     recipe = prepared.file.recipe
     write_curve_csv(folder / "learning_curve.csv", curve, recipe.task)
     title = f"{recipe.name}: {type(prepared.model).__name__} on {dataset_title(prepared.dataset)}"
-    write_curve_png(folder / "learning_curve.png", curve, best, task=recipe.task, title=title)
+    write_curve_png(
+        folder / "learning_curve.png",
+        curve,
+        best,
+        task=recipe.task,
+        title=title,
+        noise=recipe.training.noise,
+    )
 
 
 def dataset_title(dataset: Dataset) -> str:

@@ -16,7 +16,7 @@ from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, r
 from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.ood import OodThreshold, score
 from dropserve.uncertainty.record import Calibration
-from dropserve.uncertainty.regression import central_interval, spread
+from dropserve.uncertainty.regression import central_interval, noise_of, spread
 
 
 @dataclass(frozen=True)
@@ -126,21 +126,27 @@ def calibrated_classes(
     )
 
 
-def calibrated_values(calibration: Calibration, samples: ArrayLike, *, block: int) -> CalibratedValues:
+def calibrated_values(
+    calibration: Calibration, samples: ArrayLike, *, block: int, variances: ArrayLike | None = None
+) -> CalibratedValues:
     """Apply a regressor's calibration.
 
     Args:
         calibration: of the version.
         samples: [T, B, D].
         block: block size of their masks.
+        variances: of the noise [T, B, D], from a heteroscedastic head.
 
     Raises:
-        UsageError: if the calibration is of a classifier.
+        UsageError: if the calibration is of a classifier, or of another kind of noise.
     """
     c = calibration
-    if not c.precision or c.scaling is None or c.intervals is None:
+    if c.scaling is None or c.intervals is None:
         raise UsageError("this calibration is not a regressor's; export the model again")
-    noise = np.array([p.variance for p in c.precision])
+    if (variances is None) != bool(c.precision):
+        kind = "one noise for all rows" if c.precision else "a noise for each row"
+        raise UsageError(f"this calibration is of {kind}, the samples are not; export the model again")
+    noise = noise_of(c.precision) if variances is None else np.asarray(variances, np.float64)
     found = spread(samples, noise, scheme=c.assumes.scheme, block=block)
     first, second = found.mean, found.total
     if c.band is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dropserve.dropout.engine import Settings
@@ -19,7 +18,7 @@ from dropserve.uncertainty.intervals import ConformalRegressor, IntervalMethod
 from dropserve.uncertainty.ood import OodThreshold
 from dropserve.uncertainty.ood import score as ood_score
 from dropserve.uncertainty.record import Calibration
-from dropserve.uncertainty.regression import central_interval, fit_precision, spread
+from dropserve.uncertainty.regression import central_interval, fit_precision, noise_of, spread
 
 
 def calibrate_classifier(
@@ -71,6 +70,7 @@ def calibrate_regressor(
     *,
     settings: Settings,
     sites: Sequence[Site],
+    variances: ArrayLike | None = None,
     method: IntervalMethod = "scaled",
     band: int = 900,
 ) -> Calibration:
@@ -86,6 +86,7 @@ def calibrate_regressor(
         targets: [B, D].
         settings: how the samples were made.
         sites: the dropout sites.
+        variances: of the noise [T, B, D], from a heteroscedastic head; None chooses one for each target.
         method: of the intervals.
         band: ``cqr``: the central interval of the mixture that is adjusted, in parts per thousand.
 
@@ -93,8 +94,8 @@ def calibrate_regressor(
         UsageError: for arrays that do not fit.
     """
     values, truth = as_float(samples, "[T, B, D]"), as_float(targets, "[B, D]")
-    precision = fit_precision(values, truth)
-    noise = np.array([p.variance for p in precision])
+    precision = fit_precision(values, truth) if variances is None else ()
+    noise = as_float(variances, "[T, B, D]") if variances is not None else noise_of(precision)
     block = common_block(site_rates(sites, settings.rate))
     found = spread(values, noise, scheme=settings.scheme, block=block)
     first, second = (

@@ -6,6 +6,7 @@ is. A *heteroscedastic* head gives [..., 2]: mean and log variance, so that the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,11 @@ def fit_precision(samples: ArrayLike, targets: ArrayLike, *, decades: float = 8)
         )
         found.append(Precision(best.at, best.value, best.end))
     return tuple(found)
+
+
+def noise_of(precision: Sequence[Precision]) -> Float:
+    """Variance of the noise of each target [D]."""
+    return np.array([each.variance for each in precision])
 
 
 def split_head(outputs: ArrayLike) -> tuple[Float, Float]:
