@@ -42,6 +42,14 @@ class Epoch:
     seconds: float
 
 
+def batch_sizes(rows: int, size: int) -> list[int]:
+    """How rows are divided into batches; a last batch of one row joins its neighbour."""
+    full, rest = divmod(rows, size)
+    if rest == 1 and full:
+        return [size] * (full - 1) + [size + 1]
+    return [size] * full + ([rest] if rest else [])
+
+
 class Batches:
     """Rows in memory, in a fresh order each epoch; a DataLoader costs more than such models' arithmetic.
 
@@ -64,11 +72,7 @@ class Batches:
         augmentation: AugmentationTable | None = None,
     ) -> None:
         self._rows, self._target, self._augmentation = rows, target, augmentation
-        full, rest = divmod(len(rows), size)
-        sizes = [size] * full + ([rest] if rest else [])
-        if rest == 1 and full:
-            sizes[-2:] = [size + 1]
-        self._sizes = sizes
+        self._sizes = batch_sizes(len(rows), size)
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:

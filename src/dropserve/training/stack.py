@@ -1,0 +1,231 @@
+"""Many trainings of one architecture at once, as one batched model.
+
+Small networks on small tables spend their time between operations, not in them. Members differ in seed,
+dropout rates, learning rate, weight decay and rows; each ends with the weights that it would have alone with
+the same batches and masks (tests/training/test_stack.py holds it against ``torch.optim`` and a plain loop).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dropserve.errors import UsageError
+from dropserve.training.fit import seeded
+from dropserve.training.stack_batches import Rows, batches_an_epoch
+from dropserve.training.stack_chain import chain
+from dropserve.training.stack_group import Group, Outcome, mask_rows
+from dropserve.training.stack_mlp import StackedMLP
+from dropserve.training.stack_module import StackedModule
+from dropserve.training.stack_net import Loss, StackedNet
+
+__all__ = ["Member", "Outcome", "Rows", "Stack", "StackSettings", "stacked_net", "train_stack"]
+
+_WIDTH_NUMBERS = 2**21
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a stack.
+
+    Attributes:
+        train: what it learns from, as the model takes it.
+        seed: of its initial weights, the order of its batches, and its masks.
+        validation: what picks its best epoch; None keeps the weights of the last one.
+        rate: dropout rate of every site, or of each; None keeps the module's own.
+        learning_rate: of the first epoch.
+        weight_decay: as the optimiser understands it.
+    """
+
+    train: Rows
+    seed: int = 0
+    validation: Rows | None = None
+    rate: float | tuple[float, ...] | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class StackSettings:
+    """What all members of a stack share; the names are those of a recipe.
+
+    Attributes:
+        dtype: of parameters and arithmetic.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    patience: int = 0
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Trained members, in the order in which they were given.
+
+    Attributes:
+        net: runs them.
+        parameters: [M, P].
+        rest: the rest of their state, [M, ...] by name.
+        outcomes: how each training went.
+    """
+
+    net: StackedNet
+    parameters: Tensor
+    rest: dict[str, Tensor]
+    outcomes: tuple[Outcome, ...]
+    rates: tuple[tuple[float, ...], ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def state(self, member: int) -> dict[str, Tensor]:
+        """The state of one member, for ``load_state_dict``."""
+        return self.net.state(self.parameters, self.rest, member)
+
+    def predict(self, rows: Tensor) -> Tensor:
+        """Outputs [M, B, ...], dropout off, of rows [B, ...] that all members see."""
+        return self.net.forward(self.parameters, self.rest, rows.expand(len(self), *rows.shape), None)
+
+
+def stacked_net(model: nn.Module, rows: Tensor) -> StackedNet:
+    """The fastest net there is for modules of this kind, on rows such as these."""
+    steps = chain(model) if rows.dim() == 2 else None
+    return StackedModule(model, rows) if steps is None else StackedMLP(steps)
+
+
+def train_stack(
+    build: Callable[[], nn.Module],
+    members: Sequence[Member],
+    loss: Loss,
+    settings: StackSettings,
+    *,
+    width: int | None = None,
+    workers: int = 1,
+    on_epoch: Callable[[int], None] | None = None,
+) -> Stack:
+    """Train all members.
+
+    Args:
+        build: makes a fresh module; called with each member's seed set, as ``fit`` does.
+        members: what differs.
+        loss: of each row.
+        settings: what all share.
+        width: members trained at once; by default as many as the processor's cache holds.
+        workers: threads, each with members of its own.
+        on_epoch: called with the number of members that finished an epoch (from any thread).
+
+    Raises:
+        UsageError: for no members, or a setting out of range.
+    """
+    _check(members, settings)
+    models = [_built(build, member.seed) for member in members]
+    net = stacked_net(models[0], members[0].train.features)
+    parameters, rest = net.gather(models, settings.dtype)
+    rates = tuple(_rates(member, net) for member in members)
+    outcomes: list[Outcome | None] = [None] * len(members)
+
+    def run(places: list[int]) -> None:
+        index = torch.tensor(places)
+        group = Group(
+            net.another(),
+            [members[place] for place in places],
+            [rates[place] for place in places],
+            loss,
+            settings,
+            parameters[index],
+            {name: value[index] for name, value in rest.items()},
+        )
+        final, final_rest, ended = group.run(on_epoch or _ignore)
+        parameters[index] = final
+        for name, value in final_rest.items():
+            rest[name][index] = value
+        for place, outcome in zip(places, ended, strict=True):
+            outcomes[place] = outcome
+
+    groups = list(_groups(members, settings, net, width or _width(net, parameters, settings), workers))
+    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, groups))
+    return Stack(net, parameters, rest, tuple(each for each in outcomes if each is not None), rates)
+
+
+def _ignore(_: int) -> None:
+    """Nobody watches."""
+
+
+def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with seeded(seed):
+        return build()
+
+
+def _check(members: Sequence[Member], settings: StackSettings) -> None:
+    if not members:
+        raise UsageError("no members: there is nothing to train")
+    if settings.batch_size < 2 or settings.epochs < 1 or settings.patience < 0:
+        raise UsageError(
+            f"batch_size {settings.batch_size}, epochs {settings.epochs}, patience {settings.patience}: "
+            "expected at least 2, 1 and 0"
+        )
+    if len({member.validation is None for member in members}) > 1:
+        raise UsageError("some members have validation rows and others have none: give all, or none")
+    if settings.patience and members[0].validation is None:
+        raise UsageError("patience needs validation rows to watch: give them, or set patience to 0")
+
+
+def _rates(member: Member, net: StackedNet) -> tuple[float, ...]:
+    sites = len(net.rates)
+    given = net.rates if member.rate is None else member.rate
+    rates = tuple(given) if isinstance(given, tuple) else (given,) * sites
+    if len(rates) != sites or not all(0 <= p < 1 for p in rates):
+        raise UsageError(
+            f"dropout rates {rates}: expected {sites} numbers from 0 to below 1, one for each site that runs"
+        )
+    return rates
+
+
+def _groups(
+    members: Sequence[Member], settings: StackSettings, net: StackedNet, width: int, workers: int
+) -> Generator[list[int]]:
+    """Places of members that can go in step: as many batches an epoch."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, member in enumerate(members):
+        batches = batches_an_epoch(member.train, settings.batch_size)
+        # Where rows meet in BatchNorm, a row of weight 0 would still be seen.
+        exact = len(member.train) if net.mixes_rows else 0
+        widest = mask_rows(len(member.train), settings.batch_size)
+        alike.setdefault((batches, exact, widest), []).append(place)
+    for places in alike.values():
+        parts = max(math.ceil(len(places) / width), min(workers, len(places)))
+        share, more = divmod(len(places), parts)
+        at = 0
+        for part in range(parts):
+            size = share + (part < more)
+            yield places[at : at + size]
+            at += size
+
+
+def _width(net: StackedNet, parameters: Tensor, settings: StackSettings) -> int:
+    """Members whose parameters, gradients and activations stay in the cache."""
+    units = sum(math.prod(shape) for shape in net.site_shapes())
+    return max(1, _WIDTH_NUMBERS // max(1, 4 * parameters.shape[1] + 4 * settings.batch_size * units))
+
+
+@contextmanager
+def _one_thread_each() -> Generator[None]:
+    """Operations of this size lose more by being divided than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
