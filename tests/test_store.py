@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropserve.errors import CorruptStoreError, NotInStoreError, PublishError, UsageError
-from dropserve.manifest import RunManifest, SourceRecord, VersionManifest
+from dropserve.manifest import FORMAT, RunManifest, SourceRecord, VersionManifest
 from dropserve.signature import Signature, TensorSpec
 from dropserve.store import Store, check_name
 
@@ -165,7 +165,7 @@ def test_an_unknown_format_number_says_what_to_do(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store)
     folder = tmp_path / "m" / "1"
-    text = (folder / "manifest.json").read_text().replace('"format": 1', '"format": 99')
+    text = (folder / "manifest.json").read_text().replace(f'"format": {FORMAT}', '"format": 99')
     for name, content in {
         "manifest.json": text,
         "manifest.sha256": f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n",

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from dropserve.columns import Column
 from dropserve.signature import Signature, Site
 
-FORMAT = 1
+FORMAT = 2
 Task = Literal["classification", "regression", "raw"]
 
 
@@ -57,13 +58,16 @@ class Preprocessing(BaseModel):
     """What the served graph does around the user's model.
 
     Attributes:
-        inputs: for the name of an input, the scaling applied to it first.
+        columns: for the name of an input whose rows are those of a table, its columns: missing values are
+            filled in first, and categories become one-hot last.
+        inputs: for the name of an input, its scaling; categories have mean 0 and scale 1.
         target: regression: outputs are multiplied by its scale and its mean is added.
         heteroscedastic: regression: the model returns ``[N, 2]``, value and log variance of its noise; both
             are put in the target's unit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    columns: dict[str, tuple[Column, ...]] = {}
     inputs: dict[str, Scaling] = {}
     target: Scaling | None = None
     heteroscedastic: bool = False
@@ -103,7 +107,7 @@ class _Manifest(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     name: str
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     task: Task
@@ -167,11 +171,25 @@ def built_with() -> dict[str, str]:
 
 
 def _read_format_1(content: dict[str, Any]) -> Manifest:
+    """Before columns: tables held numbers alone, and their names stood beside the data's hash."""
+    manifest = _read_format_2({**content, "format": 2})
+    names, inputs = manifest.data.get("columns"), manifest.signature.inputs
+    if not isinstance(names, list) or len(inputs) != 1 or inputs[0].shape != (len(names),):
+        return manifest
+    columns = {inputs[0].name: tuple(Column(name=str(name)) for name in names)}
+    preprocessing = manifest.preprocessing.model_copy(update={"columns": columns})
+    return manifest.model_copy(update={"preprocessing": preprocessing})
+
+
+def _read_format_2(content: dict[str, Any]) -> Manifest:
     model = RunManifest if content.get("kind") == "run" else VersionManifest
     return model.model_validate(content)
 
 
-_READERS: dict[int, Callable[[dict[str, Any]], Manifest]] = {1: _read_format_1}
+_READERS: dict[int, Callable[[dict[str, Any]], Manifest]] = {
+    1: _read_format_1,
+    2: _read_format_2,
+}
 
 
 def read_manifest(content: dict[str, Any]) -> Manifest:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dropserve.encoding import encoder, filler
 from dropserve.errors import ModelSourceError, SourceChangedError, UsageError
 from dropserve.manifest import Preprocessing, RunManifest, Scaling
 from dropserve.signature import TensorSpec, parse_input
@@ -169,13 +170,14 @@ _NAMED = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEY
 
 
 class ServedModel(nn.Module):
-    """The user's model with its scaling, as it is exported: raw features in, raw units out.
+    """The user's model with its preprocessing, as it is exported: raw features in, raw units out.
 
-    Classification returns logits; the host applies softmax in float64.
+    Missing values are filled in, numbers scaled, codes of categories made one-hot. Classification returns
+    logits; the host applies softmax in float64.
 
     Args:
         model: the user's module.
-        preprocessing: scaling of inputs and target.
+        preprocessing: columns of inputs, scaling of inputs and target.
         inputs: names of the inputs in the order of ``forward``, with their shapes per row.
     """
 
@@ -186,6 +188,9 @@ class ServedModel(nn.Module):
         self.model = model
         self._input_names = tuple(inputs)
         self._scaled = frozenset(preprocessing.inputs)
+        columns = [preprocessing.columns.get(name, ()) for name in inputs]
+        self.fillers = nn.ModuleList(filler(each) for each in columns)
+        self.encoders = nn.ModuleList(encoder(each) for each in columns)
         for name, scaling in preprocessing.inputs.items():
             self._register(f"{name}_", scaling, inputs[name])
         self._unscale = preprocessing.target is not None
@@ -198,17 +203,17 @@ class ServedModel(nn.Module):
         self.register_buffer(f"{prefix}scale", scale.reshape(shape))
 
     def forward(self, *inputs: torch.Tensor) -> Any:  # whatever the user's model returns
-        """Scale, call the model, and put regression outputs back in their unit."""
-        scaled = [
-            (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
-            if name in self._scaled
-            else x
-            for name, x in zip(self._input_names, inputs, strict=True)
-        ]
-        output = self.model(*scaled)
+        """Prepare the rows, call the model, and put regression outputs back in their unit."""
+        output = self.model(*(self._prepare(place, x) for place, x in enumerate(inputs)))
         if not self._unscale:
             return output
         return output * self.get_buffer("target_scale") + self.get_buffer("target_mean")
+
+    def _prepare(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        name, x = self._input_names[place], self.fillers[place](x)
+        if name in self._scaled:
+            x = (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
+        return self.encoders[place](x)
 
 
 def _target(preprocessing: Preprocessing) -> Scaling:

@@ -122,10 +122,10 @@ def test_what_is_no_table_says_so(tmp_path: Path, text: str, keys: dict[str, obj
 
 
 def test_many_bad_cells_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
-    message = refused(tmp_path, "a,y\n" + "x,1\n" * 25)
+    message = refused(tmp_path, "a,y\n0,1\n" + "x,1\n" * 25)
     assert "25 values cannot be learned from" in message
-    assert "line 11, column 'a'" in message
-    assert "line 12" not in message
+    assert "line 12, column 'a'" in message
+    assert "line 13" not in message
     assert "and 15 more" in message
 
 

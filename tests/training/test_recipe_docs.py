@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from dropserve.training import recipe as schema
 from dropserve.training.recipe import Recipe
+from dropserve.training.recipe_columns import ColumnTable
 
 TEXT = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
@@ -20,6 +21,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "Recipes": Recipe,
     "[model]": schema.ModelTable,
     "[split]": schema.SplitTable,
+    "[data.columns.NAME]": ColumnTable,
     "[training]": schema.TrainingTable,
     "[augmentation]": schema.AugmentationTable,
     "[optimiser]": schema.OptimiserTable,
@@ -52,6 +54,9 @@ def test_no_section_describes_what_there_is_not() -> None:
     assert set(SECTIONS) == {*TABLES, "[data]"}
 
 
-def test_the_example_is_one(recipe: dict[str, object]) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_are_recipes(recipe: dict[str, object], example: str) -> None:
     Recipe.model_validate(recipe | tomllib.loads(example))

@@ -98,7 +98,9 @@ class TestParquet:
         [
             ({"a": [None] + [1.0] * 149}, {}, "row 1, column 'a': the value is missing"),
             ({"kind": ["x", None] + ["y"] * 148}, {}, "row 2, column 'kind': the class is missing"),
-            ({"a": ["x"] * 150}, {}, "column 'a' holds str, such as 'x', not numbers"),
+            ({"a": [b"x"] * 150}, {}, "column 'a' holds object, such as b'x', not numbers"),
+            ({"a": ["x", None] * 75}, {}, "row 2, column 'a': the category is missing"),
+            ({}, {"categorical": ["z"]}, "no column 'z' (data.categorical)"),
             ({"a": [1e60] * 150}, {}, "row 1, column 'a': 1e+60 is not finite in 32 bits"),
             ({}, {"target": "kin"}, "no column 'kin' (data.target) (did you mean 'kind'?)"),
             ({}, {"features": ["e"]}, "no column 'e' (data.features)"),

@@ -32,7 +32,7 @@ class Case:
 
     Attributes:
         where: kind, batch size and lengths, for messages.
-        finite: whether the reference itself must be finite (real rows).
+        finite: whether the reference itself must be finite (real rows, and those with gaps).
         slack: for each output, an error that is allowed beyond the tolerance; see :func:`_rounding`.
     """
 
@@ -76,7 +76,9 @@ def plain_cases(subject: Subject, settings: ExportSettings) -> list[Case]:
                     continue
                 slack = rounding
             inputs = numpy_arrays(batch)
-            cases.append(Case(where, lengths, inputs, arrays, finite=kind == "rows", slack=slack))
+            cases.append(
+                Case(where, lengths, inputs, arrays, finite=kind in {"rows", "missing"}, slack=slack)
+            )
     return cases
 
 

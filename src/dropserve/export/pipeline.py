@@ -145,7 +145,8 @@ def load_subject(run: Stored[RunManifest]) -> Subject:
         with np.load(run.path(VALIDATION), allow_pickle=False) as arrays:
             held = {spec.name: arrays[spec.name] for spec in inputs if spec.name in arrays.files}
         rows = held if len(held) == len(inputs) else None
-    return Subject(run.manifest.name, build_served(run), inputs, rows)
+    columns = run.manifest.preprocessing.columns
+    return Subject(run.manifest.name, build_served(run), inputs, rows, columns)
 
 
 def require_known_waivers(settings: ExportSettings) -> None:

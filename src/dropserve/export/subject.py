@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dropserve.columns import Column
 from dropserve.errors import DataError
 from dropserve.signature import Axis, TensorSpec
 
-InputKind = Literal["rows", "random", "zeros", "large"]
+InputKind = Literal["rows", "random", "zeros", "large", "missing"]
 Array = NDArray[Any]
 
 _LARGE = 100.0  # standard deviations from the mean: far outside the data, well inside float32
@@ -29,12 +30,15 @@ class Subject:
         module: the eager model; called with one tensor for each input, in order.
         inputs: names, dtypes and shapes per row.
         rows: real rows, ``[n, *shape]`` for each input; None when there are none.
+        columns: for the name of an input whose rows are a table's, its columns: categories are drawn as
+            codes, and NaN stands where a value may be missing.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     rows: Mapping[str, Array] | None = None
+    columns: Mapping[str, Sequence[Column]] = field(default_factory=dict[str, Sequence[Column]])
     _bounds: dict[str, tuple[int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +51,8 @@ class Subject:
     def kinds(self) -> tuple[InputKind, ...]:
         """The kinds of input that :meth:`batch` can make, real rows first."""
         drawn: tuple[InputKind, ...] = ("random", "zeros", "large")
+        if any(column.fill is not None for columns in self.columns.values() for column in columns):
+            drawn += ("missing",)
         return drawn if self.rows is None else ("rows", *drawn)
 
     @property
@@ -71,22 +77,23 @@ class Subject:
             seed: which draw.
             kind: ``rows`` (real ones; the default where there are any), ``random`` (normal with the mean
                 and deviation of the real rows, or standard normal), ``zeros``, ``large`` (random, a hundred
-                deviations wide). Integers stay within the range of the real rows, or of the model's
-                embeddings, or 0 and 1.
+                deviations wide), ``missing`` (random, with NaN for half of what may be missing, and for all
+                of it in the first row). Integers stay within the range of the real rows, or of the model's
+                embeddings, or 0 and 1; categories are always codes.
             lengths: lengths of variable axes; the greatest by default.
 
         Returns:
             For each input, a tensor ``[n, *shape]``.
         """
         kind = kind or self.kinds[0]
-        rng = np.random.default_rng([seed, n, ("rows", "random", "zeros", "large").index(kind)])
+        rng = np.random.default_rng([seed, n, get_args(InputKind).index(kind)])
         wanted = {**self.axes, **(lengths or {})}
         if kind == "rows":
             return self._real(n, rng, wanted)
-        return {
-            spec.name: torch.from_numpy(self._draw(spec, (n, *spec.sized(wanted)), kind, rng))
-            for spec in self.inputs
-        }
+        drawn = {spec.name: self._draw(spec, (n, *spec.sized(wanted)), kind, rng) for spec in self.inputs}
+        for name, columns in self.columns.items():
+            _as_table(drawn[name], columns, kind, rng)
+        return {name: torch.from_numpy(array) for name, array in drawn.items()}
 
     def _real(self, n: int, rng: np.random.Generator, lengths: dict[str, int]) -> dict[str, torch.Tensor]:
         rows = self.rows
@@ -141,6 +148,17 @@ class Subject:
             return int(values.min()), int(values.max())
         tables = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
         return 0, min(tables, default=2) - 1
+
+
+def _as_table(rows: Array, columns: Sequence[Column], kind: InputKind, rng: np.random.Generator) -> None:
+    """Put codes where categories are, and NaN where values are to be missing."""
+    for place, column in enumerate(columns):
+        if column.categories:
+            rows[:, place] = 0 if kind == "zeros" else rng.integers(0, column.codes, len(rows))
+        if kind == "missing" and column.fill is not None:
+            lost = rng.random(len(rows)) < 0.5
+            lost[0] = True
+            rows[lost, place] = np.nan
 
 
 def _check_rows(name: str, inputs: tuple[TensorSpec, ...], rows: Mapping[str, Array]) -> None:

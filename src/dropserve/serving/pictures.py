@@ -18,13 +18,14 @@ from dropserve.images import ImageError, PixelBudget, kind_of, read_image
 from dropserve.manifest import ImageRecord, VersionManifest
 from dropserve.serving.instances import describe, describe_request, quote, read_instances
 from dropserve.serving.query import Array
+from dropserve.serving.tables import table_reader
+from dropserve.serving.tensors import split_bytes
 from dropserve.signature import Signature, TensorSpec
 
 ENCODED = "b64"
 BYTES = "BYTES"
 _ANY = "application/octet-stream"
 _FORM = f'{{"{ENCODED}": a PNG or JPEG file in base64}}'
-_LENGTH = 4  # bytes before each element of a BYTES tensor
 
 
 class Pictures:
@@ -119,7 +120,7 @@ class Pictures:
             _refuse(
                 "shape", f"input {spec.name}: shape of BYTES is {came}; expected [rows], at least one row"
             )
-        files = _from_json(entry.get("data"), spec) if raw is None else _from_binary(raw, rows, spec)
+        files = _from_json(entry.get("data"), spec) if raw is None else split_bytes(raw, rows, spec.name)
         if len(files) != rows:
             came = f"more than {rows}" if len(files) > rows else len(files)
             _refuse("shape", f"input {spec.name}: {came} images; expected {rows}, as in shape")
@@ -160,6 +161,8 @@ def is_image(body: bytes, headers: Mapping[str, str], manifest: VersionManifest)
 
 def describe_body(manifest: VersionManifest) -> str:
     """What may stand in ``instances``, in words, for messages."""
+    if (table := table_reader(manifest)) is not None:
+        return f"a list of instances, each {table.form()}"
     form = describe_request(manifest.signature)
     return f"{form}, or {_FORM}" if manifest.images else form
 
@@ -188,22 +191,6 @@ def _from_json(data: Any, spec: TensorSpec) -> list[bytes]:
         _refuse("type", f"input {spec.name}: data is {describe(data)}; expected a list of texts in base64")
     flat = [cell for row in data for cell in (row if isinstance(row, list) else [row])]
     return [_from_base64(text, f"input {spec.name}, row {place}") for place, text in enumerate(flat)]
-
-
-def _from_binary(raw: bytes, rows: int, spec: TensorSpec) -> list[bytes]:
-    files: list[bytes] = []
-    at = 0
-    while at < len(raw) and len(files) <= rows:
-        size, left = int.from_bytes(raw[at : at + _LENGTH], "little"), len(raw) - at - _LENGTH
-        if size > left:
-            _refuse(
-                "shape",
-                f"input {spec.name}, row {len(files)}: {size} bytes are announced, {max(0, left)} are left; "
-                f"expected each element led by its length in {_LENGTH} bytes",
-            )
-        at += _LENGTH + size
-        files.append(raw[at - size : at])
-    return files
 
 
 def _refuse(reason: str, message: str) -> NoReturn:

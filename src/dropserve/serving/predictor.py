@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from dropserve.serving.outcome import (
     take_rows,
 )
 from dropserve.serving.query import Answer, Array, Query
+from dropserve.serving.tables import table_reader
 from dropserve.store import Stored
 
 EXAMPLE = "example.json"
@@ -81,12 +83,18 @@ class Predictor:
         """
         try:
             instances = json.loads(self._version.path(EXAMPLE).read_bytes())["instances"][:1]
-            read_instances(instances, self.manifest.signature)
+            self._read(instances)
         except (NotInStoreError, ValueError, KeyError, TypeError, RequestError) as error:
             raise ServerError(
                 f"{self._version.folder}: {EXAMPLE} holds no row that fits the model: {error}"
             ) from error
         return json.dumps({"instances": instances}).encode()
+
+    def _read(self, instances: Any) -> dict[str, Array]:
+        table = table_reader(self.manifest)
+        if table is None:
+            return read_instances(instances, self.manifest.signature)
+        return {table.spec.name: table.read(instances)}
 
     def answer(self, queries: Sequence[Query]) -> list[Answer | Exception]:
         """Answer each request.
@@ -117,8 +125,7 @@ class Predictor:
             return RequestError(str(error), reason="settings")
         try:
             instances = json.loads(self.example())["instances"]
-            good = read_instances(instances, self.manifest.signature)
-            self._run([replace(query, inputs=good)])
+            self._run([replace(query, inputs=self._read(instances))])
         except Exception:  # noqa: BLE001  # the model fails on its own example
             return error
         text = " ".join(str(error).split())[:300]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from dropserve.errors import RequestError, ServerError
 from dropserve.images import require_pillow
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1, v2
+from dropserve.serving.doubles import doubled_names
 from dropserve.serving.instances import describe, quote
 from dropserve.serving.outcome import tolerance_unit
 from dropserve.serving.parameters import (
@@ -29,6 +30,7 @@ from dropserve.serving.parameters import (
 )
 from dropserve.serving.pictures import Pictures, describe_body, is_image
 from dropserve.serving.query import Answer, Array, Query
+from dropserve.serving.tables import table_reader
 
 JSON = "application/json"
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -77,6 +79,8 @@ class Codec:
         self._labels = class_labels(manifest)
         if manifest.images:
             require_pillow("serve")
+        self._table = table_reader(manifest)
+        self._form = describe_body(manifest)
         self._endpoint = manifest.name + (SUFFIX if monte_carlo else "")
         self._numbers = sum(int(np.prod(spec.sized())) for spec in manifest.signature.outputs)
 
@@ -111,14 +115,28 @@ class Codec:
         text, binary = _split(body, length)
         document = self._parse(text)
         if "inputs" in document and "instances" not in document:
-            inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures)
+            inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures, self._table)
             return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted))
         if binary:
             raise RequestError(
                 f"{len(binary)} bytes follow the JSON; V1 has no binary tensors", reason="form"
             )
-        inputs, parameters = v1.decode(document, self._manifest, pictures)
+        doubled = doubled_names(text, document)
+        inputs, parameters = v1.decode(
+            document, self._form, lambda instances: self._read(instances, pictures, doubled)
+        )
         return Call(self._query(inputs, parameters), self._encode_v1)
+
+    def _read(
+        self, instances: Any, pictures: Pictures, doubled: Mapping[int, Sequence[str]]
+    ) -> dict[str, Array]:
+        if self._table is not None:
+            return {self._table.spec.name: self._table.read(instances, doubled)}
+        for row, names in doubled.items():
+            raise RequestError(
+                f"instance {row} has {quote(names[0])} twice; expected it once", reason="input_name"
+            )
+        return pictures.read_instances(instances, self._manifest.signature)
 
     def refuse_form(self) -> RequestError:
         """What to tell who sent a form, which a host takes apart before we see it."""
@@ -142,7 +160,7 @@ class Codec:
         return Reply(200, text + binary, "application/octet-stream", {v2.JSON_LENGTH: str(len(text))})
 
     def _parse(self, body: bytes) -> dict[str, Any]:
-        form = f'{{"instances": {describe_body(self._manifest)}}}'
+        form = f'{{"instances": {self._form}}}'
         if not body.strip():
             raise RequestError(f"the body is empty; expected JSON: {form}", reason="empty")
         try:

@@ -9,6 +9,7 @@ import math
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dropserve.errors import RequestError
 from dropserve.serving.instances import describe, read_rows
@@ -21,7 +22,9 @@ DATATYPES = {
     "float16": "FP16", "float32": "FP32", "float64": "FP64",
 }  # fmt: skip
 _MOST_AXES = 32
+_LENGTH = 4  # bytes before each element of a BYTES tensor
 Tensor = Array | list[str]  # texts are a list: BYTES
+Gaps = NDArray[np.bool_] | None
 
 
 def read_shape(shape: Any, spec: TensorSpec, lengths: dict[str, int]) -> tuple[int, ...]:
@@ -57,8 +60,14 @@ def check_datatype(datatype: Any, spec: TensorSpec) -> None:
         _refuse("datatype", f"input {spec.name}: datatype is {describe(datatype)}; expected {expected}")
 
 
-def from_json(data: Any, shape: tuple[int, ...], spec: TensorSpec) -> Array:
+def from_json(data: Any, shape: tuple[int, ...], spec: TensorSpec, gaps: Gaps = None) -> Array:
     """An input whose data stands in the JSON, nested or flat in row-major order.
+
+    Args:
+        data: what stood there.
+        shape: batch first.
+        spec: the input.
+        gaps: for each number of a row, whether null may stand in its place; that becomes NaN.
 
     Raises:
         RequestError: if it does not fit shape or datatype.
@@ -67,6 +76,10 @@ def from_json(data: Any, shape: tuple[int, ...], spec: TensorSpec) -> Array:
         _refuse("type", f"input {spec.name}: data is {describe(data)}; expected a list")
     if spec.dtype == "float16":
         _refuse("datatype", f"input {spec.name}: FP16 cannot travel as JSON; send it as a binary tensor")
+    if gaps is not None and gaps.any():
+        lost: list[bool] = []
+        array = from_json(_without_nulls(data, gaps, lost), shape, spec)
+        return np.where(np.reshape(lost, shape), np.nan, array).astype(spec.numpy_dtype)
     if len(shape) == 1 or (data and isinstance(data[0], list)):
         if len(data) != shape[0]:
             _refuse(
@@ -84,8 +97,23 @@ def from_json(data: Any, shape: tuple[int, ...], spec: TensorSpec) -> Array:
     return flat.reshape(shape)
 
 
-def from_bytes(raw: bytes, shape: tuple[int, ...], spec: TensorSpec) -> Array:
+def _without_nulls(data: list[Any], gaps: NDArray[np.bool_], lost: list[bool]) -> list[Any]:
+    """The data with 0 for each null that may be, and in ``lost`` for each number whether it was one."""
+    if data and isinstance(data[0], list):
+        return [_without_nulls(each, gaps, lost) if isinstance(each, list) else each for each in data]
+    nulls = [each is None and bool(gaps[place % len(gaps)]) for place, each in enumerate(data)]
+    lost += nulls
+    return [0 if null else each for each, null in zip(data, nulls, strict=True)]
+
+
+def from_bytes(raw: bytes, shape: tuple[int, ...], spec: TensorSpec, gaps: Gaps = None) -> Array:
     """An input whose data came as little-endian bytes.
+
+    Args:
+        raw: the bytes.
+        shape: batch first.
+        spec: the input.
+        gaps: for each number of a row, whether it may be NaN.
 
     Raises:
         RequestError: if their number does not fit, or one of them is no finite number.
@@ -104,11 +132,43 @@ def from_bytes(raw: bytes, shape: tuple[int, ...], spec: TensorSpec) -> Array:
             _refuse("type", f"input {spec.name}: a BOOL byte is {bits.max()}; expected 0 or 1")
         return bits.astype(np.bool_).reshape(shape)
     array = np.frombuffer(raw, dtype).reshape(shape).astype(spec.numpy_dtype, copy=False)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        index = np.unravel_index(int(np.argmin(np.isfinite(array))), shape)
+    if array.dtype.kind != "f":
+        return array
+    sound = np.isfinite(array)
+    if gaps is not None and gaps.any():
+        lost = np.isnan(array) & gaps
+        array, sound = np.where(lost, np.array(np.nan, array.dtype), array), sound | lost  # one NaN of many
+    if not sound.all():
+        index = np.unravel_index(int(np.argmin(sound)), shape)
         place = ", ".join(map(str, index))
         _refuse("range", f"input {spec.name}, element [{place}] is {array[index]}; expected a finite number")
     return array
+
+
+def split_bytes(raw: bytes, most: int, name: str) -> list[bytes]:
+    """The elements of a BYTES tensor, each led by its length in four bytes; one too many, if there are more.
+
+    Args:
+        raw: the bytes.
+        most: elements that the shape announces.
+        name: of the input, for messages.
+
+    Raises:
+        RequestError: if an element is cut off.
+    """
+    found: list[bytes] = []
+    at = 0
+    while at < len(raw) and len(found) <= most:
+        size, left = int.from_bytes(raw[at : at + _LENGTH], "little"), len(raw) - at - _LENGTH
+        if size > left:
+            _refuse(
+                "shape",
+                f"input {name}, row {len(found)}: {size} bytes are announced, {max(0, left)} are left; "
+                f"expected each element led by its length in {_LENGTH} bytes",
+            )
+        at += _LENGTH + size
+        found.append(raw[at - size : at])
+    return found
 
 
 def to_json(values: Tensor) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from dropserve.errors import RequestError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.instances import describe, quote
 from dropserve.serving.parameters import NAMES, effective
-from dropserve.serving.pictures import Pictures, describe_body
 from dropserve.serving.query import Answer, Array, Float
 from dropserve.serving.v1_calibrated import calibration_of, rows_of
 
@@ -20,20 +19,19 @@ _KEYS = ("instances", "parameters")
 
 
 def decode(
-    document: Mapping[str, Any], manifest: VersionManifest, pictures: Pictures
+    document: Mapping[str, Any], form: str, read: Callable[[Any], dict[str, Array]]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Inputs and parameters of a request.
 
     Args:
         document: its JSON.
-        manifest: of the model.
-        pictures: reads the images in it.
+        form: of ``instances``, in words.
+        read: turns ``instances`` into the arrays of a batch.
 
     Raises:
         RequestError: if the document is not of the form.
     """
     if "instances" not in document:
-        form = describe_body(manifest)
         raise RequestError(f'"instances" is missing; expected {{"instances": {form}}}', reason="form")
     if unknown := [key for key in document if key not in _KEYS]:
         raise RequestError(f"unknown key {quote(unknown[0])}; expected {', '.join(_KEYS)}", reason="form")
@@ -47,7 +45,7 @@ def decode(
         raise RequestError(
             f"unknown parameter {quote(unknown[0])}; expected {', '.join(NAMES)}", reason="parameters"
         )
-    return pictures.read_instances(document["instances"], manifest.signature), parameters
+    return read(document["instances"]), parameters
 
 
 def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> dict[str, Any]:

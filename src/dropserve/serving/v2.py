@@ -25,8 +25,11 @@ from dropserve.serving.instances import describe, quote
 from dropserve.serving.parameters import effective
 from dropserve.serving.pictures import BYTES, Pictures
 from dropserve.serving.query import Answer, Array
+from dropserve.serving.table_tensors import check_names, read_columns
+from dropserve.serving.tables import TableReader
 from dropserve.serving.tensors import (
     DATATYPES,
+    Gaps,
     Tensor,
     check_datatype,
     from_bytes,
@@ -58,7 +61,11 @@ class Wanted:
 
 
 def decode(
-    document: Mapping[str, Any], binary: bytes, manifest: VersionManifest, pictures: Pictures
+    document: Mapping[str, Any],
+    binary: bytes,
+    manifest: VersionManifest,
+    pictures: Pictures,
+    table: TableReader | None,
 ) -> tuple[dict[str, Array], dict[str, Any], Wanted]:
     """Inputs, parameters and wishes of a request.
 
@@ -67,6 +74,7 @@ def decode(
         binary: what followed the JSON.
         manifest: of the model.
         pictures: reads the images in it.
+        table: reads its rows, if they are a table's.
 
     Raises:
         RequestError: if it is not of the form, or does not fit the model.
@@ -77,7 +85,10 @@ def decode(
         _refuse("form", f'"id" is {describe(identity)}; expected a string')
     wanted = _wanted(document, parameters, identity)
     given = _by_name(document.get("inputs"), "inputs")
+    if table is not None and table.has_categories:
+        return {table.spec.name: _columns(given, binary, table)}, parameters, wanted
     specs = {spec.name: spec for spec in manifest.signature.inputs}
+    gaps = None if table is None else table.gaps
     if set(given) != set(specs):
         came = ", ".join(map(quote, given)) or "none"
         _refuse("input_name", f"inputs are {came}; expected {', '.join(specs)}")
@@ -85,9 +96,8 @@ def decode(
     lengths: dict[str, int] = {}
     position = 0
     for name, entry in given.items():  # binary tensors stand in the order of the request
-        inputs[name], position = _input(entry, specs[name], lengths, binary, position, pictures)
-    if position != len(binary):
-        _refuse("form", f"{len(binary)} bytes follow the JSON; the inputs account for {position}")
+        inputs[name], position = _input(entry, specs[name], lengths, binary, position, pictures, gaps)
+    _require_all(binary, position)
     if len({len(array) for array in inputs.values()}) > 1:
         rows = ", ".join(f"{name}: {len(array)}" for name, array in inputs.items())
         _refuse("shape", f"rows of the inputs differ ({rows}); expected the same number for each")
@@ -101,32 +111,46 @@ def _input(
     binary: bytes,
     position: int,
     pictures: Pictures,
+    gaps: Gaps,
 ) -> tuple[Array, int]:
-    raw, position = _binary(entry, spec, binary, position)
+    raw, position = _binary(entry, spec.name, binary, position)
     if entry.get("datatype") == BYTES and pictures.are_for(spec.name):
         return pictures.read_tensor(entry, raw, spec), position
     check_datatype(entry.get("datatype"), spec)
     shape = read_shape(entry.get("shape"), spec, lengths)
     if raw is None:
-        return from_json(entry["data"], shape, spec), position
-    return from_bytes(raw, shape, spec), position
+        return from_json(entry["data"], shape, spec, gaps), position
+    return from_bytes(raw, shape, spec, gaps), position
 
 
-def _binary(
-    entry: Mapping[str, Any], spec: TensorSpec, binary: bytes, position: int
-) -> tuple[bytes | None, int]:
+def _columns(given: Mapping[str, Mapping[str, Any]], binary: bytes, table: TableReader) -> Array:
+    check_names(given, table)
+    raw: dict[str, bytes | None] = {}
+    position = 0
+    for name, entry in given.items():
+        raw[name], position = _binary(entry, name, binary, position)
+    _require_all(binary, position)
+    return read_columns(given, raw, table)
+
+
+def _require_all(binary: bytes, position: int) -> None:
+    if position != len(binary):
+        _refuse("form", f"{len(binary)} bytes follow the JSON; the inputs account for {position}")
+
+
+def _binary(entry: Mapping[str, Any], name: str, binary: bytes, position: int) -> tuple[bytes | None, int]:
     """The bytes of an input and where they end; None if its data stand in the JSON."""
-    size = _object(entry.get("parameters", {}), f"parameters of input {spec.name}").get("binary_data_size")
+    size = _object(entry.get("parameters", {}), f"parameters of input {name}").get("binary_data_size")
     if size is None:
         if "data" not in entry:
-            _refuse("form", f"input {spec.name} has neither data nor binary_data_size")
+            _refuse("form", f"input {name} has neither data nor binary_data_size")
         return None, position
     if "data" in entry:
-        _refuse("form", f"input {spec.name} has both data and binary_data_size; expected one of them")
+        _refuse("form", f"input {name} has both data and binary_data_size; expected one of them")
     if type(size) is not int or not 0 <= size <= len(binary) - position:
         _refuse(
             "form",
-            f"input {spec.name}: binary_data_size is {describe(size)}; {len(binary) - position} bytes are "
+            f"input {name}: binary_data_size is {describe(size)}; {len(binary) - position} bytes are "
             f"left after the JSON (the header {JSON_LENGTH} says where it ends)",
         )
     return binary[position : position + size], position + size

@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from dropserve.errors import DataError
+from dropserve.training.table import FloatArray
 
 _SHOWN = 10
+MISSING_VALUE = "the value is missing; fill it in, or remove the row"
+MISSING_CLASS = "the class is missing; fill it in, or remove the row"
+MISSING_NUMBER = "the value is missing; fill it in, remove the row, or set data.impute"
+MISSING_CATEGORY = "the category is missing; fill it in, remove the row, or set data.impute_categories"
 
 
 def number(text: str) -> float | None:
@@ -25,6 +32,13 @@ def sorted_labels(texts: list[str]) -> tuple[str, ...]:
     if all(each is not None and math.isfinite(each) for each in numbers):
         return tuple(text for _, text in sorted(zip(numbers, found, strict=True)))
     return tuple(found)
+
+
+def coded(texts: list[str | None]) -> tuple[FloatArray, tuple[str, ...]]:
+    """Categories as their places in the vocabulary, NaN for None, and the vocabulary."""
+    vocabulary = sorted_labels([text for text in texts if text is not None])
+    places = {text: float(place) for place, text in enumerate(vocabulary)}
+    return np.array([np.nan if text is None else places[text] for text in texts], np.float32), vocabulary
 
 
 class Problems:

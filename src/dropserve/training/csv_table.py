@@ -1,4 +1,4 @@
-"""CSV files: numeric feature columns and a target column, with errors that name line and column.
+"""CSV files: columns of numbers or categories and a target, with errors that name line and column.
 
 The csv module counts lines as an editor does (blank lines and quoted line breaks included); that is worth
 more here than speed.
@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from dropserve.errors import DataError
-from dropserve.training.cells import Problems, number, sorted_labels
+from dropserve.training.cells import (
+    MISSING_CATEGORY,
+    MISSING_CLASS,
+    MISSING_NUMBER,
+    MISSING_VALUE,
+    Problems,
+    coded,
+    number,
+    sorted_labels,
+)
 from dropserve.training.problems import did_you_mean, shown
 from dropserve.training.recipe import CsvData
 from dropserve.training.table import FloatArray, Table
@@ -51,25 +60,30 @@ def read_csv(data: CsvData, folder: Path, *, task: str) -> Table:
         chosen = [_column(sheet, name, "features") for name in data.features]
     if not chosen:
         raise DataError(f"{sheet.file}: no column is left beside the target {data.target!r} to learn from")
+    for key, names in (("categorical", data.categorical), ("columns", data.columns)):
+        for name in names:
+            _column(sheet, name, key)
     problems = Problems(sheet.file, lambda row: f"line {sheet.lines[row]}")
     features = np.empty((len(sheet.rows), len(chosen)), np.float32)
+    vocabularies: list[tuple[str, ...]] = []
     for place, column in enumerate(chosen):
-        features[:, place] = _numbers(sheet, column, problems)
+        features[:, place], vocabulary = _feature(sheet, column, data, problems)
+        vocabularies.append(vocabulary)
     columns = tuple(sheet.header[column] for column in chosen)
+    categories = tuple(vocabularies) if any(vocabularies) else ()
     if task == "regression":
-        values = _numbers(sheet, target, problems)
+        values = _numbers(sheet, target, problems, missing=MISSING_VALUE)
         problems.raise_if_any()
-        return Table(str(sheet.file), features, values, columns)
+        return Table(str(sheet.file), features, values, columns, categories=categories)
     texts = [row[target].strip() for row in sheet.rows]
     for row, text in enumerate(texts):
         if text.lower() in _MISSING:
-            problems.add(row, data.target, "the class is missing; fill it in, or remove the line")
+            problems.add(row, data.target, MISSING_CLASS)
     problems.raise_if_any()
     labels = sorted_labels(texts)
     places = {label: at for at, label in enumerate(labels)}
-    return Table(
-        str(sheet.file), features, np.array([places[text] for text in texts], np.int64), columns, labels
-    )
+    classes = np.array([places[text] for text in texts], np.int64)
+    return Table(str(sheet.file), features, classes, columns, labels, categories=categories)
 
 
 def _read(file: Path, delimiter: str) -> _Sheet:
@@ -130,15 +144,36 @@ def _column(sheet: _Sheet, name: str, key: str) -> int:
     )
 
 
-def _numbers(sheet: _Sheet, column: int, problems: Problems) -> FloatArray:
+def _feature(
+    sheet: _Sheet, column: int, data: CsvData, problems: Problems
+) -> tuple[FloatArray, tuple[str, ...]]:
+    """Numbers, or codes and their vocabulary; NaN where a value is missing that may be."""
+    name = sheet.header[column]
+    cells = [cells[column].strip() for cells in sheet.rows]
+    texts = [None if cell.lower() in _MISSING else cell for cell in cells]
+    present = [text for text in texts if text is not None]
+    if name in data.categorical or (present and all(number(text) is None for text in present)):
+        if data.imputes(name, categories=True) == "error":
+            for row in (row for row, text in enumerate(texts) if text is None):
+                problems.add(row, name, MISSING_CATEGORY)
+        return coded(texts)
+    may_lack = data.imputes(name, categories=False) != "error"
+    return _numbers(sheet, column, problems, missing=None if may_lack else MISSING_NUMBER), ()
+
+
+def _numbers(sheet: _Sheet, column: int, problems: Problems, *, missing: str | None) -> FloatArray:
+    """Numbers, NaN where one is missing; what to say about that, or None if it may be."""
     values, name = np.zeros(len(sheet.rows), np.float32), sheet.header[column]
     for row, cells in enumerate(sheet.rows):
         text = cells[column].strip()
         value = number(text)
         if text.lower() in _MISSING:
-            problems.add(row, name, "the value is missing; fill it in, or remove the line")
+            values[row] = np.nan
+            if missing:
+                problems.add(row, name, missing)
         elif value is None:
-            problems.add(row, name, f"{shown(text)} is not a number; mend it, or leave the column out")
+            remedy = "mend it, leave the column out, or name it in data.categorical"
+            problems.add(row, name, f"{shown(text)} is not a number; {remedy}")
         elif not math.isfinite(value) or abs(value) > _LARGEST:
             problems.add(row, name, f"{shown(text)} is not finite in 32 bits; rescale the column")
         else:

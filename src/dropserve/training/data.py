@@ -1,4 +1,4 @@
-"""From ``[data]`` and ``[split]`` of a recipe to scaled rows, and the scaling that the graph repeats."""
+"""From ``[data]`` and ``[split]`` of a recipe to prepared rows, and what the graph does to prepare them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from dropserve.columns import Column, encoded, filled, lay_out
 from dropserve.errors import DataError
 from dropserve.manifest import Preprocessing, Scaling
+from dropserve.training.fit_columns import fit_columns
 from dropserve.training.recipe import Recipe, SplitTable
+from dropserve.training.recipe_columns import ColumnKeys
 from dropserve.training.sources import load_table
 from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
 
@@ -59,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A table, its split, and the scaling fitted on the training rows alone."""
+    """A table, its split, and the preprocessing fitted on the training rows alone."""
 
     table: Table
     split: Split
@@ -68,7 +71,9 @@ class Dataset:
     @cached_property
     def features(self) -> FloatArray:
         """All rows as the model is trained on them."""
-        return _scaled(self.table.features, self.preprocessing.inputs.get(INPUT))
+        columns = self.preprocessing.columns.get(INPUT, ())
+        rows = filled(self.table.features, columns)
+        return encoded(_scaled(rows, self.preprocessing.inputs.get(INPUT)), columns)
 
     @cached_property
     def target(self) -> NDArray[Any]:
@@ -89,7 +94,7 @@ class Dataset:
 
 
 def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
-    """Read, split and scale a recipe's data.
+    """Read, split and prepare a recipe's data.
 
     Args:
         recipe: a checked recipe.
@@ -101,7 +106,9 @@ def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
     table = load_table(recipe, folder)
     _check_target(table)
     split = split_rows(table, recipe.split)
-    scaling = fit_scaling(table, split.train, recipe.data.scaling)
+    keys = recipe.data if isinstance(recipe.data, ColumnKeys) else None
+    table, columns = fit_columns(table, split.train, keys)
+    scaling = fit_scaling(table, split.train, recipe.data.scaling, columns)
     if recipe.training.noise == "heteroscedastic":
         scaling = scaling.model_copy(update={"heteroscedastic": True})
     dataset = Dataset(table, split, scaling)
@@ -146,7 +153,9 @@ def _check_scaled(dataset: Dataset) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         features, target = dataset.features.reshape(len(dataset.table), -1), dataset.target
     wide = np.flatnonzero(~np.isfinite(features).all(axis=0))
-    names = [dataset.table.feature_name(int(place)) for place in wide[:10]]
+    layout = lay_out(dataset.preprocessing.columns.get(INPUT, ()))
+    places = wide if layout is None else layout.source[wide]
+    names = [dataset.table.feature_name(int(place)) for place in places[:10]]
     if not np.isfinite(target).all():
         names.append("the target")
     if names:
@@ -208,18 +217,25 @@ def _divided(
     return divided[0], divided[1]  # its type allows lists
 
 
-def fit_scaling(table: Table, train: NDArray[np.int64], scaling: str) -> Preprocessing:
-    """Mean and deviation of the training rows; a constant feature keeps its scale, so it becomes 0."""
+def fit_scaling(
+    table: Table, train: NDArray[np.int64], scaling: str, columns: tuple[Column, ...] = ()
+) -> Preprocessing:
+    """Mean and deviation of the training rows, gaps filled.
+
+    A constant feature keeps its scale, so it becomes 0. Categories are not scaled: their codes have mean 0
+    and scale 1.
+    """
     target = None if table.labels else _fit(table.target[train].reshape(-1, 1))
-    if scaling == "none":
-        return Preprocessing(target=target)
-    rows = table.features[train].reshape(len(train), -1)
-    if scaling == "feature":
-        return Preprocessing(inputs={INPUT: _fit(rows)}, target=target)
-    shared, size = _fit(rows.reshape(-1, 1)), rows.shape[1]
-    return Preprocessing(
-        inputs={INPUT: Scaling(mean=shared.mean * size, scale=shared.scale * size)}, target=target
-    )
+    named = {INPUT: columns} if columns else {}
+    rows = filled(table.features[train].reshape(len(train), -1), columns)
+    numbers = np.array([not column.categories for column in columns] or [True] * rows.shape[1])
+    if scaling == "none" or not numbers.any():
+        return Preprocessing(columns=named, target=target)
+    fitted = _fit(rows[:, numbers] if scaling == "feature" else rows[:, numbers].reshape(-1, 1))
+    mean, scale = np.zeros(len(numbers)), np.ones(len(numbers))
+    mean[numbers], scale[numbers] = fitted.mean, fitted.scale
+    scaled = Scaling(mean=tuple(mean.tolist()), scale=tuple(scale.tolist()))
+    return Preprocessing(columns=named, inputs={INPUT: scaled}, target=target)
 
 
 def _fit(rows: NDArray[Any]) -> Scaling:

@@ -29,13 +29,11 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
             output = model.eval()(rows)
     except Exception as error:
         shape = ", ".join(map(str, rows.shape[1:]))
-        named = (
-            f" ({len(table.columns)} features: {', '.join(table.columns[:4])}, ...)" if table.columns else ""
-        )
+        named = f" ({_inputs(dataset)})" if table.columns else ""
         raise ModelSourceError(
             f"{type(model).__name__} cannot take {len(rows)} rows of {table.name}, [{shape}] float32 each"
             f"{named}: "
-            f"{type(error).__name__}: {error}. Change [model.arguments] to fit that many features."
+            f"{type(error).__name__}: {error}. Change [model.arguments] to fit that many inputs."
         ) from error
     finally:
         model.train(training)
@@ -65,8 +63,15 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
         raise TrainingError(
             f"{type(model).__name__} answers NaN or infinity before any training; mend the model"
         )
-    shape = tuple(int(size) for size in np.shape(dataset.features)[1:])
+    shape = tuple(int(size) for size in np.shape(table.features)[1:])
     return Signature(
         inputs=(TensorSpec(name=INPUT, shape=shape),),
         outputs=(TensorSpec(name=OUTPUT, shape=tuple(output.shape[1:])),),
     )
+
+
+def _inputs(dataset: Dataset) -> str:
+    """What the model's inputs are made of."""
+    columns = dataset.preprocessing.columns[INPUT]
+    parts = [f"{c.name} in {len(c.categories)} categories" if c.categories else c.name for c in columns[:6]]
+    return f"{len(columns)} columns: {', '.join(parts)}{', ...' if len(columns) > 6 else ''}"

@@ -66,20 +66,24 @@ def _walk(
     field: FieldInfo | None = None
     inner: list[type[BaseModel]] = []
     variants: dict[str, type[BaseModel]] = {}
+    named: list[type[BaseModel]] = []
     for place, step in enumerate(map(str, location)):
         if step in variants:  # the tag of a union is no key of the recipe
             model, variants = variants[step], {}
             continue
         keys.append(step)
+        if named:  # a name of the user's choice, in a free table of tables
+            model, named = named[0], []
+            continue
         if unknown and place == len(location) - 1:
             return keys, model, None
-        if field is not None and not inner:
+        if field is not None and not inner and not _named_models(field.annotation):
             break  # inside a list or a free table: one step in, and the field says what is allowed
         found = next((i for n, i in model.model_fields.items() if _key(n, i) == step), None)
         if found is None:
             break
         field = found
-        inner = _models(found.annotation)
+        inner, named = _models(found.annotation), _named_models(found.annotation)
         if len(inner) == 1:
             model = inner[0]
         variants = {tag: each for each in inner for tag in _source_tags(each)}
@@ -96,6 +100,11 @@ def _models(annotation: object) -> list[type[BaseModel]]:
     if get_origin(annotation) in {Union, UnionType, Annotated}:
         return [model for arg in get_args(annotation) for model in _models(arg)]
     return []
+
+
+def _named_models(annotation: object) -> list[type[BaseModel]]:
+    """Of a table whose keys are free and whose values are tables."""
+    return _models(get_args(annotation)[1]) if get_origin(annotation) is dict else []
 
 
 def _source_tags(model: type[BaseModel]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from dropserve.errors import UsageError
 from dropserve.store import check_name
+from dropserve.training.recipe_columns import ColumnKeys
 
 MAX_SEED = 2**32 - 1  # numpy's limit
 
@@ -91,23 +92,16 @@ class MakeMoonsData(_DataTable):
     seed: Seed = 0
 
 
-class CsvData(_DataTable):
-    """A CSV file with a header line: numeric feature columns, and a target column.
+class CsvData(ColumnKeys, _DataTable):
+    """A CSV file with a header line.
 
     Attributes:
         file: path, relative to the recipe.
-        target: name of the column to predict: classes (any text) or numbers.
-        features: names of the columns to learn from, in the order in which requests will send them;
-            by default every column but the target, in the order of the file.
         delimiter: what separates the columns.
     """
 
     source: Literal["csv"]
     file: str = Field(min_length=1, description="path of a CSV file, relative to this recipe")
-    target: str = Field(min_length=1, description="the name of the column to predict")
-    features: list[str] | None = Field(
-        None, min_length=1, description="a list of column names; leave it out to take every other column"
-    )
     delimiter: str = Field(",", pattern=r"^[^\n\r\"]$", description='one character, such as "," or ";"')
 
 
@@ -132,22 +126,15 @@ class NpzData(_ArrayTable):
     target: str = Field("y", min_length=1, description="the name of an array, [rows]")
 
 
-class ParquetData(_DataTable):
-    """A Parquet file: numeric feature columns, and a target column.
+class ParquetData(ColumnKeys, _DataTable):
+    """A Parquet file.
 
     Attributes:
         file: path, relative to the recipe.
-        target: name of the column to predict: classes (any text) or numbers.
-        features: names of the columns to learn from, in the order in which requests will send them;
-            by default every column but the target, in the order of the file.
     """
 
     source: Literal["parquet"]
     file: str = Field(min_length=1, description="path of a Parquet file, relative to this recipe")
-    target: str = Field(min_length=1, description="the name of the column to predict")
-    features: list[str] | None = Field(
-        None, min_length=1, description="a list of column names; leave it out to take every other column"
-    )
 
 
 _FILE_NAME = Field(pattern=r"^[^/\\]+$", description="the name of a file in data.folder")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dropserve.errors import ModelSourceError, RecipeError, UsageError
 from dropserve.training.arguments import argument_problems
-from dropserve.training.problems import describe, with_overrides
+from dropserve.training.problems import describe, did_you_mean, with_overrides
 from dropserve.training.recipe import (
     SOURCE_TASK,
     CsvData,
@@ -23,6 +23,7 @@ from dropserve.training.recipe import (
     ParquetData,
     Recipe,
 )
+from dropserve.training.recipe_columns import ColumnKeys
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,32 @@ def _file_problems(data: object, folder: Path) -> list[str]:
         if not file.is_file():
             problems.append(f"data.file: got {data.file!r}; there is no file {file}")
     if isinstance(data, CsvData | ParquetData):
+        problems += _column_problems(data)
         if data.features and data.target in data.features:
             problems.append(f"data.features: holds the target {data.target!r}; take it out")
         twice = sorted({name for name in data.features or [] if (data.features or []).count(name) > 1})
         if twice:
             problems.append(f"data.features: {', '.join(twice)} stands there twice; name each column once")
+    return problems
+
+
+def _column_problems(data: ColumnKeys) -> list[str]:
+    """What the keys about single columns say of columns that are not learned from, or in vain."""
+    problems: list[str] = []
+    for key, names in (("categorical", data.categorical), ("columns", list(data.columns))):
+        if data.target in names:
+            problems.append(f"data.{key}: holds the target {data.target!r}; take it out")
+        known = data.features
+        beside = [] if known is None else [name for name in names if name not in (*known, data.target)]
+        problems += [
+            f"data.{key}: {name!r} is not in data.features{did_you_mean(name, known or [])}"
+            for name in beside
+        ]
+    pairs = [("data", data), *((f"data.columns.{name}", table) for name, table in data.columns.items())]
+    for key, table in pairs:
+        unknown = table.unknown or data.unknown
+        if (table.rare or 1) > 1 and unknown != "other":
+            problems.append(f'{key}.rare: got {table.rare}; it needs unknown = "other" to put rare ones into')
     return problems
 
 

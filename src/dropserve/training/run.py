@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dropserve.columns import request_row
 from dropserve.manifest import ImageRecord, RunManifest, built_with
 from dropserve.model import ModelClass, ServedModel, load_class
 from dropserve.signature import Signature
@@ -172,7 +173,9 @@ def train(
             if len(rows):
                 held_out = {INPUT: table.features[rows], "target": table.target[rows]}
                 np.savez(folder / file, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
-        write_instances(folder, plain(table.features[split.validation[:1]]))
+        columns = dataset.preprocessing.columns.get(INPUT, ())
+        first = plain(table.features[split.validation[:1]])
+        write_instances(folder, [request_row(row, columns) for row in first])
         write_json(folder / RECIPE, recipe.resolved())
         write_learning_curve(prepared, fitted.curve, fitted.best, staging.folder)
         manifest = RunManifest(

@@ -19,12 +19,14 @@ class Table:
 
     Attributes:
         name: of the source, for messages: ``digits`` or a file's path.
-        features: ``[rows, *shape]``, float32.
+        features: ``[rows, *shape]``, float32. A categorical column holds codes, places in its vocabulary;
+            NaN is a missing value, in columns that the recipe imputes.
         target: ``[rows]``: class numbers (int64) or values in their own unit (float32).
         columns: a name for each feature, in the order of a request; empty where features have no names.
         labels: classification: the name of each class; empty for regression.
         parts: ``[rows]``: rows that the source itself sets aside, ``VALIDATION`` or ``TEST``; ``OPEN`` for
             those that the recipe's ``[split]`` divides. None: all are open.
+        categories: for each column its vocabulary, empty for numbers; empty where no column has one.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Table:
     columns: tuple[str, ...]
     labels: tuple[str, ...] = ()
     parts: NDArray[np.int8] | None = None
+    categories: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -47,7 +50,13 @@ class Table:
     @property
     def sha256(self) -> str:
         """Hash of every feature, target, column and label; independent of the platform's byte order."""
-        digest = hashlib.sha256(json.dumps([self.columns, self.labels, self.features.shape]).encode())
+        named = [
+            self.columns,
+            self.labels,
+            self.features.shape,
+            *([self.categories] if self.categories else []),
+        ]
+        digest = hashlib.sha256(json.dumps(named).encode())
         for array in (self.features, self.target):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()
