@@ -6,7 +6,7 @@ RECIPE ?= training/recipes/digits.toml
 NAME   ?= $(or $(shell sed -n '/^\[/q;s/^name *= *"\([^"]*\)".*/\1/p' $(RECIPE) 2>/dev/null),$(basename $(notdir $(RECIPE))))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT))
+SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT)) $(if $(ENGINE),--engine $(ENGINE))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train export serve stop predict test test-all lint format peers bench soak accept clean
@@ -35,7 +35,7 @@ train: setup ## train RECIPE and publish a run (default: digits)
 export: setup ## prove that dropout is off, export, publish a version
 	@$(BIN)/dropserve export $(NAME)
 
-serve: setup ## start TorchServe, wait until the models answer (MC=0: without the Monte Carlo endpoint)
+serve: setup ## start a server, wait until the models answer (MC=0: without Monte Carlo; ENGINE=asgi: without Java)
 	@$(BIN)/dropserve serve $(NAME) $(SERVE_FLAGS)
 
 stop: setup ## stop what `make serve` started

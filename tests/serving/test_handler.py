@@ -17,7 +17,7 @@ from ts.model_loader import ModelLoaderFactory
 from ts.service import Service
 
 from dropserve.manifest import VersionManifest
-from dropserve.serving.handler import LOAD_FAILED
+from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.store import Stored
 
 Version = Stored[VersionManifest]

@@ -38,6 +38,8 @@ def main() -> None:
             app()
         except ModuleNotFoundError as error:
             extra = next((_EXTRAS[word] for word in sys.argv[1:] if word in _EXTRAS), None)
+            if extra == "torchserve" and "asgi" in sys.argv:
+                extra = "serve"
             if extra is None or error.name is None or error.name.startswith("dropserve"):
                 raise
             raise MissingExtraError(error.name, extra) from error

@@ -37,6 +37,9 @@ def serve(  # noqa: PLR0913  # one for each option
         str | None,
         typer.Option(help="onnx or torchscript; replaces the one in model-config.yaml.", show_default=False),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="torchserve, or asgi: no Java, no torch, the complete V2 protocol.")
+    ] = "torchserve",
     port: Annotated[int, typer.Option(envvar="DROPSERVE_PORT", min=1, max=65535)] = 8080,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback asks requests for a token.")
@@ -54,17 +57,20 @@ def serve(  # noqa: PLR0913  # one for each option
         bool, typer.Option("--foreground", help="Stay attached until SIGTERM or Ctrl-C: for containers.")
     ] = False,
 ) -> None:
-    """Start TorchServe on models of the store, and return when they answer."""
+    """Start a server on models of the store, and return when they answer."""
     console = Console()
     project = Project(Path.cwd())
     versions = _versions(project, names or [], version)
     with console.status("preparing"):
         # Imported here: serving needs onnxruntime and psutil, other commands do not.
         from dropserve.serving import torchserve  # noqa: PLC0415
+        from dropserve.serving.deployment import ENGINES  # noqa: PLC0415
         from dropserve.serving.graphs import BACKENDS  # noqa: PLC0415
 
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"--backend {backend}: expected {' or '.join(BACKENDS)}")
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}")
     options = torchserve.Options(
         model_config=project.stage_file("serving/model-config.yaml"),
         properties=project.stage_file("serving/config.properties"),
@@ -75,6 +81,7 @@ def serve(  # noqa: PLR0913  # one for each option
         metrics_port=metrics_port,
         backend=backend,
         monte_carlo=mc,
+        engine=engine,
     )
     _say_what(console, versions, mc=mc)
     if foreground:
@@ -82,10 +89,10 @@ def serve(  # noqa: PLR0913  # one for each option
         console.print("[green]stopped[/]; next: [bold]dropserve serve[/] starts it again")
         return
     start = time.perf_counter()
-    with console.status("starting TorchServe") as status:
+    with console.status("starting") as status:
 
         def tell(state: State) -> None:
-            status.update(f"starting TorchServe: {state.detail}")
+            status.update(f"starting: {state.detail}")
 
         deployment = torchserve.start(project.run_dir, versions, options, tell=tell)
     _say_ready(console, project, deployment, time.perf_counter() - start)

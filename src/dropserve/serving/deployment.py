@@ -14,7 +14,11 @@ from dropserve.serving.graphs import Backend
 from dropserve.serving.runtime import LOOPBACK
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # told apart, not bound to
-_KEYS = "key_file.json"  # TorchServe writes it into its working folder
+KEYS = "key_file.json"  # TorchServe writes it into its working folder
+MODEL_CONFIG = "model-config.yaml"
+MODEL_LOG = "model_log.log"
+EngineName = Literal["torchserve", "asgi"]
+ENGINES: tuple[EngineName, ...] = ("torchserve", "asgi")
 
 
 class Endpoint(BaseModel):
@@ -50,6 +54,9 @@ class Deployment(BaseModel):
         management_port: private, for readiness.
         metrics_port: figures for Prometheus.
         endpoints: what it serves.
+        engine: the host.
+        longest_silence: seconds without an answer to a question about its health after which it is started
+            again; None where its own workers are watched by itself.
         command: the program and its arguments.
         environment: variables to set for it.
     """
@@ -65,6 +72,8 @@ class Deployment(BaseModel):
     management_port: int
     metrics_port: int
     endpoints: tuple[Endpoint, ...]
+    engine: EngineName = "torchserve"
+    longest_silence: float | None = None
     command: tuple[str, ...]
     environment: dict[str, str]
 
@@ -82,7 +91,7 @@ class Deployment(BaseModel):
         """
         if not self.tokens:
             return {}
-        key = json.loads((self.folder / _KEYS).read_bytes())[kind]["key"]
+        key = json.loads((self.folder / KEYS).read_bytes())[kind]["key"]
         return {"authorization": f"Bearer {key}"}
 
     def example(self, endpoint: Endpoint) -> bytes:
@@ -101,14 +110,15 @@ class Options:
 
     Attributes:
         model_config: the file that tunes endpoints.
-        properties: TorchServe's own settings.
-        log_config: its log4j2 configuration.
+        properties: sizes and certificates, and TorchServe's own settings.
+        log_config: TorchServe's log4j2 configuration.
         port: where clients find it.
         host: the address to listen on; other than loopback, requests need a token.
         tls: off lets clients of another machine speak HTTP, where something in front encrypts.
         metrics_port: for Prometheus; any free one by default.
         backend: overrides the one in ``model_config``.
         monte_carlo: whether models get their ``-mc`` endpoint.
+        engine: the host.
     """
 
     model_config: Path
@@ -120,3 +130,4 @@ class Options:
     metrics_port: int | None = None
     backend: Backend | None = None
     monte_carlo: bool = True
+    engine: EngineName = "torchserve"

@@ -1,4 +1,4 @@
-"""One run of TorchServe: start it, wait until it truly answers, end it."""
+"""One run of a server: start it, wait until it truly answers, end it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
 from dropserve.errors import ServerError
-from dropserve.serving.deployment import Deployment, Endpoint
-from dropserve.serving.handler import LOAD_FAILED, WARM_HEADER
+from dropserve.serving.answering import WARM_HEADER
+from dropserve.serving.deployment import MODEL_LOG, Deployment, Endpoint
+from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.runtime import LOOPBACK, ProcessId
 
 Progress = Callable[[str], None]
 CONSOLE = "console.log"
-MODEL_LOG = "model_log.log"
 _POLL = 0.1
 _WARM_REQUESTS = 200  # a cold Java answers in 100 ms and more; after some hundred requests in 3
 _WARM_CONNECTIONS = 8
 _GRACE = 10.0
+_HEALTH = 2.0
 
 
 class Frontend:
-    """A TorchServe process and its workers.
+    """A server's process and its workers.
 
     Args:
         deployment: what to run.
@@ -52,6 +54,19 @@ class Frontend:
             except OSError as error:
                 raise ServerError(f"{deployment.command[0]} cannot be started: {error}") from error
         self.id = ProcessId.of(self._process.pid)
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return "TorchServe" if self.deployment.engine == "torchserve" else "the server"
+
+    def heard(self) -> bool:
+        """Whether it answers a question about its health now."""
+        url = f"http://{LOOPBACK}:{self.deployment.management_port}/v2/health/live"
+        try:
+            return httpx.get(url, timeout=_HEALTH).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     @property
     def exit_status(self) -> int | None:
@@ -97,6 +112,9 @@ class Frontend:
     def _ready(self, http: httpx.Client, endpoint: Endpoint) -> int:
         """READY workers; 0 while nothing listens yet."""
         try:
+            if self.deployment.engine == "asgi":
+                ready = http.get(f"/v2/models/{quote(endpoint.name, safe='')}/ready").status_code == 200
+                return endpoint.workers if ready else 0
             headers = self.deployment.authorization("management")
             found = http.get(f"/models/{endpoint.name}", headers=headers).json()
             return sum(worker["status"] == "READY" for worker in found[0]["workers"])
@@ -125,7 +143,7 @@ class Frontend:
         if any("Backend worker process died" in line for line in new):
             raise self._failure("a worker died while it loaded its model", MODEL_LOG)
         if self.exit_status is not None:
-            raise self._failure(f"TorchServe ended with status {self.exit_status}", CONSOLE)
+            raise self._failure(f"{self.title} ended with status {self.exit_status}", CONSOLE)
         if time.monotonic() > deadline:
             raise self._failure(f"after {seconds:.0f} s {state}", MODEL_LOG)
 

@@ -16,8 +16,10 @@ from dropserve.serving.predictor import Predictor
 from dropserve.serving.protocol import Codec
 from dropserve.store import open_folder
 
+LOAD_FAILED = "dropserve cannot load"  # the lifecycle looks for this line in the model's log
 _MAX_RESPONSE = 6_500_000  # TorchServe's default bound is 6,553,500; an answer over it kills the worker
 _WARM_ROUNDS = 3
+_PLATFORMS: dict[Backend, str] = {"onnx": "onnx_onnxv1", "torchscript": "pytorch_torchscript"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,47 @@ class Loaded:
         predictor: its model.
         codec: speaks for it.
         max_response: bytes that one answer may have.
+        platform: what computes it, as the Open Inference Protocol names it.
     """
 
     predictor: Predictor
     codec: Codec
     max_response: int
+    platform: str
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """The ``handler`` section of ``model-config.yaml``.
+
+    Attributes:
+        backend: what computes.
+        threads: cores for it.
+        max_response: bytes that one answer may have.
+        limits: what one request may ask for.
+    """
+
+    backend: Backend
+    threads: int
+    max_response: int
+    limits: Limits
+
+
+def read_options(options: Mapping[str, Any]) -> EndpointOptions:
+    """Read the ``handler`` section.
+
+    Raises:
+        UsageError: if an option is wrong.
+    """
+    rest = dict(options)
+    backend, threads = _backend(rest.pop("backend", "onnx")), _threads(rest.pop("threads", "auto"))
+    max_response = int(rest.pop("max_response_bytes", _MAX_RESPONSE))
+    try:
+        limits = Limits(**rest)
+    except TypeError as error:
+        known = ", ".join(["backend", "threads", "max_response_bytes", *vars(Limits())])
+        raise UsageError(f"model-config.yaml, handler: {error}; expected {known}") from error
+    return EndpointOptions(backend, threads, max_response, limits)
 
 
 def load_endpoint(folder: Path, endpoint: str, options: Mapping[str, Any]) -> Loaded:
@@ -48,19 +86,13 @@ def load_endpoint(folder: Path, endpoint: str, options: Mapping[str, Any]) -> Lo
         UsageError: if an option is wrong.
         ServerError: if the model cannot be loaded, or fails on its own example row.
     """
-    rest = dict(options)
-    backend, threads = _backend(rest.pop("backend", "onnx")), _threads(rest.pop("threads", "auto"))
-    max_response = int(rest.pop("max_response_bytes", _MAX_RESPONSE))
-    try:
-        limits = Limits(**rest)
-    except TypeError as error:
-        known = ", ".join(["backend", "threads", "max_response_bytes", *vars(Limits())])
-        raise UsageError(f"model-config.yaml, handler: {error}; expected {known}") from error
+    chosen = read_options(options)
     version = open_folder(folder, VersionManifest, strict=False)
-    predictor = Predictor(version, backend=backend, threads=threads)
+    predictor = Predictor(version, backend=chosen.backend, threads=chosen.threads)
     both = predictor.has_plain and predictor.has_monte_carlo
     doubt = endpoint.endswith(SUFFIX) if both else predictor.has_monte_carlo
-    loaded = Loaded(predictor, Codec(version.manifest, monte_carlo=doubt, limits=limits), max_response)
+    codec = Codec(version.manifest, monte_carlo=doubt, limits=chosen.limits)
+    loaded = Loaded(predictor, codec, chosen.max_response, _PLATFORMS[chosen.backend])
     _warm(loaded)
     return loaded
 

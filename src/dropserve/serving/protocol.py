@@ -76,7 +76,7 @@ class Codec:
         self._manifest = manifest
         self._monte_carlo = monte_carlo
         self._limits = limits or Limits()
-        self._labels = class_labels(manifest)
+        self.labels = class_labels(manifest)
         if manifest.images:
             require_pillow("serve")
         self._table = table_reader(manifest)
@@ -150,10 +150,10 @@ class Codec:
         )
 
     def _encode_v1(self, answer: Answer) -> Reply:
-        return Reply(200, orjson.dumps(v1.encode(answer, self._manifest, self._labels)))
+        return Reply(200, orjson.dumps(v1.encode(answer, self._manifest, self.labels)))
 
     def _encode_v2(self, answer: Answer, *, wanted: v2.Wanted) -> Reply:
-        document, binary = v2.encode(answer, wanted, self._manifest, self._labels, self._endpoint)
+        document, binary = v2.encode(answer, wanted, self._manifest, self.labels, self._endpoint)
         text = orjson.dumps(document)
         if not binary:
             return Reply(200, text)

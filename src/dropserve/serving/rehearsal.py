@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 from dropserve.errors import ServerError
-from dropserve.serving.deploy import MODEL_CONFIG
-from dropserve.serving.deployment import Deployment
-from dropserve.serving.handler import LOAD_FAILED
-from dropserve.serving.loaded import load_endpoint
+from dropserve.serving.deployment import MODEL_CONFIG, Deployment
+from dropserve.serving.loaded import LOAD_FAILED, load_endpoint
 
 
 def rehearse(deployment: Deployment) -> None:

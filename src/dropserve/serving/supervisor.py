@@ -1,4 +1,4 @@
-"""Keeps a TorchServe running: starts it, says in a file how it is, starts it again when it dies."""
+"""Keeps a server running: starts it, says in a file how it is, starts it again when it dies."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ STATE = "server.json"
 TOKEN = "token"  # noqa: S105  # the name of the file that holds it
 _BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY = 60.0  # seconds of good service after which an earlier death is forgotten
+_ASK = 2.0  # seconds between questions about its health
 _STABLE_TRIES = len(_BACKOFF) + 4
 
 Phase = Literal["starting", "ready", "restarting", "failed"]
@@ -138,23 +139,26 @@ class Supervisor:
             self._write(detail=text)
 
     def _keep(self, frontend: Frontend) -> None:
-        deaths = 0
+        deaths, silence = 0, _Silence(frontend)
         try:
             since = time.monotonic()
             while not self._stop.wait(0.2):
                 status = frontend.exit_status
-                if status is None:
+                if status is None and not silence.too_long():
                     continue
+                reason = f"{frontend.title} ended with status {status}"
+                if status is None:
+                    reason = f"{frontend.title} has not answered for {silence.limit:g} s"
                 frontend.end()  # its workers
                 deaths = 1 if time.monotonic() - since > _STEADY else deaths + 1
-                frontend = self._again(frontend, status, deaths)
+                frontend = self._again(frontend, reason, deaths)
+                silence = _Silence(frontend)
                 since = time.monotonic()
         finally:
             frontend.end()
 
-    def _again(self, frontend: Frontend, status: int, deaths: int) -> Frontend:
+    def _again(self, frontend: Frontend, reason: str, deaths: int) -> Frontend:
         """Start anew, with growing pauses; the caller ends whatever comes back."""
-        reason = f"TorchServe ended with status {status}"
         while not self._stop.is_set():
             if deaths > _STABLE_TRIES:
                 raise ServerError(
@@ -174,6 +178,25 @@ class Supervisor:
         write_state(self._run_dir, self._state)
         if self._tell is not None:
             self._tell(self._state)
+
+
+class _Silence:
+    """How long a server that runs has said nothing."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self.limit = frontend.deployment.longest_silence
+        self._frontend = frontend
+        self._asked = self._heard = time.monotonic()
+
+    def too_long(self) -> bool:
+        """Ask now and then; whether it has been silent for longer than it may."""
+        now = time.monotonic()
+        if self.limit is None or now - self._asked < _ASK:
+            return False
+        if self._frontend.heard():
+            self._heard = time.monotonic()
+        self._asked = time.monotonic()
+        return self._asked - self._heard > self.limit
 
 
 class _StoppedError(Exception):

@@ -1,7 +1,7 @@
 """What an endpoint has done, for Prometheus: requests, rows, samples, seconds, refusals, and how sure it was.
 
-Counted in the worker, handed over once a second as sums. TorchServe takes figures as lines on the worker's
-output (its documentation, docs/metrics.md), so one line a request would cost more than the answer.
+Counted in the worker, handed over as sums. TorchServe takes figures as lines on the worker's output (its
+documentation, docs/metrics.md), so one line a request would cost more than the answer: once a second there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dropserve.uncertainty.answers import CalibratedClasses
 
 # Upper bounds of the histogram of predictive entropy, in nats.
 BOUNDS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
-_ENTROPY = "dropserve_predictive_entropy_nats"
-_OWN: dict[str, tuple[str, ...]] = {
+ENTROPY = "dropserve_predictive_entropy_nats"
+FIGURES: dict[str, tuple[str, ...]] = {
     "dropserve_requests_total": ("endpoint", "version"),
     "dropserve_rows_total": ("endpoint", "version"),
     "dropserve_samples_total": ("endpoint", "version"),
@@ -30,10 +30,11 @@ _OWN: dict[str, tuple[str, ...]] = {
     "dropserve_rejected_total": ("endpoint", "version", "reason"),
     "dropserve_failed_total": ("endpoint", "version"),
     "dropserve_strange_rows_total": ("endpoint", "version"),
-    f"{_ENTROPY}_bucket": ("endpoint", "version", "le"),
-    f"{_ENTROPY}_sum": ("endpoint", "version"),
-    f"{_ENTROPY}_count": ("endpoint", "version"),
+    f"{ENTROPY}_bucket": ("endpoint", "version", "le"),
+    f"{ENTROPY}_sum": ("endpoint", "version"),
+    f"{ENTROPY}_count": ("endpoint", "version"),
 }
+Sums = dict[tuple[str, ...], float]
 _log = logging.getLogger("dropserve.metrics")
 
 
@@ -66,8 +67,8 @@ class Tally:
             if isinstance(statistics, ClassificationStatistics):
                 entropy = statistics.predictive_entropy
                 found = np.bincount(np.searchsorted(BOUNDS, entropy), minlength=len(BOUNDS) + 1)
-                counts[f"{_ENTROPY}_sum",] = float(entropy.sum())
-                counts[f"{_ENTROPY}_count",] = rows
+                counts[f"{ENTROPY}_sum",] = float(entropy.sum())
+                counts[f"{ENTROPY}_count",] = rows
         calibrated = answer.calibrated
         if isinstance(calibrated, CalibratedClasses) and calibrated.ood.threshold is not None:
             counts["dropserve_strange_rows_total",] = int(calibrated.out_of_distribution.sum())
@@ -93,18 +94,22 @@ class Tally:
         with self._lock:
             self._sums[name, *labels] += value
 
-    def drain(self) -> list[str]:
-        """The sums as TorchServe's metric lines; counting begins anew."""
+    def take(self) -> Sums:
+        """The sums, by name and labels (``FIGURES``); counting begins anew."""
         with self._lock:
             sums, self._sums = self._sums, defaultdict(float)
             buckets, self._buckets = self._buckets, np.zeros_like(self._buckets)
         if buckets.any():  # cumulative, as histograms are told to Prometheus
             for bound, count in zip([*BOUNDS, "+Inf"], np.cumsum(buckets).tolist(), strict=True):
-                sums[f"{_ENTROPY}_bucket", str(bound)] = count
+                sums[f"{ENTROPY}_bucket", str(bound)] = count
+        return {(name, *self._labels, *labels): value for (name, *labels), value in sums.items()}
+
+    def drain(self) -> list[str]:
+        """The sums as TorchServe's metric lines; counting begins anew."""
         host, now = socket.gethostname(), int(time.time())
         return [
-            _line(name, value, dict(zip(_OWN[name], (*self._labels, *labels), strict=True)), host, now)
-            for (name, *labels), value in sums.items()
+            _line(name, value, dict(zip(FIGURES[name], labels, strict=True)), host, now)
+            for (name, *labels), value in self.take().items()
         ]
 
     def hand_over(self) -> None:
@@ -131,7 +136,7 @@ def metrics_config(shipped: dict[str, Any]) -> dict[str, Any]:
     Args:
         shipped: the content of ``ts/configs/metrics.yaml``.
     """
-    own = [{"name": name, "unit": "Count", "dimensions": list(labels)} for name, labels in _OWN.items()]
+    own = [{"name": name, "unit": "Count", "dimensions": list(labels)} for name, labels in FIGURES.items()]
     return {"ts_metrics": shipped["ts_metrics"], "model_metrics": {"counter": own}}
 
 

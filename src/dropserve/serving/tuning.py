@@ -16,7 +16,8 @@ _NUMBERS = frozenset({
     "startupTimeout", "maxRetryTimeoutInSec", "clientTimeoutInMills",
 })  # fmt: skip
 _SECTION = "monteCarlo"
-_KEYS = _NUMBERS | {"handler", _SECTION}
+_KEYS = _NUMBERS | {"handler", "place", _SECTION}
+_PLACES = ("auto", "server", "process")
 _HARMFUL = {
     "asyncCommunication": "with it, requests in flight on a worker that dies are never answered",
     "continuousBatching": "our handler answers whole requests",
@@ -77,6 +78,8 @@ def _check(path: Path, section: Mapping[str, Any], known: frozenset[str], prefix
             raise UsageError(f"{path}: unknown key {prefix}{key}; expected {', '.join(sorted(known))}")
         if key in _NUMBERS and (type(value) is not int or value < 1):
             raise UsageError(f"{path}: {prefix}{key}: {value!r}; expected a whole number of at least 1")
+        if key == "place" and value not in _PLACES:
+            raise UsageError(f"{path}: {prefix}place: {value!r}; expected {', '.join(_PLACES)}")
     fewest, most = section.get("minWorkers", 1), section.get("maxWorkers", section.get("minWorkers", 1))
     if fewest != most:
         raise UsageError(

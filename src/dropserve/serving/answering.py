@@ -1,0 +1,102 @@
+"""What every host does with a batch of requests: decode, compute, encode, count; one reply each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dropserve.errors import RequestError
+from dropserve.serving.loaded import Loaded
+from dropserve.serving.protocol import Call, Reply, error_reply, failure_reply
+from dropserve.serving.query import Answer
+from dropserve.serving.tally import Tally
+
+WARM_HEADER = "x-dropserve-warm"
+log = logging.getLogger("dropserve.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request as it came.
+
+    Attributes:
+        body: its bytes.
+        id: names it in the log, should it fail.
+        headers: those of the protocol and :data:`WARM_HEADER`; others are ignored.
+        refused: what already made it none of ours.
+    """
+
+    body: bytes
+    id: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    refused: RequestError | None = None
+
+
+class Answering:
+    """Answers batches for one endpoint, whatever the host: whatever is wrong with one request costs that one.
+
+    Args:
+        endpoint: the name that it is served under.
+        loaded: its model and codec.
+
+    Attributes:
+        tally: what it has done.
+    """
+
+    def __init__(self, endpoint: str, loaded: Loaded) -> None:
+        self._predictor, self._codec = loaded.predictor, loaded.codec
+        self._max_response = loaded.max_response
+        self.tally = Tally(endpoint, loaded.predictor.manifest.version)
+
+    def __call__(self, messages: Sequence[Message]) -> list[Reply]:
+        """One reply a message, in order."""
+        replies: dict[int, Reply] = {}
+        calls: dict[int, Call] = {}
+        for index, message in enumerate(messages):
+            try:
+                if message.refused is not None:
+                    raise message.refused  # noqa: TRY301  # like any other
+                calls[index] = self._codec.decode(message.body, message.headers)
+            except Exception as error:  # noqa: BLE001  # one request must not cost the batch
+                replies[index] = self._refusal(error, message.id)
+        start = time.perf_counter()
+        results = self._predictor.answer([call.query for call in calls.values()])
+        self.tally.worked(time.perf_counter() - start)
+        for (index, call), result in zip(calls.items(), results, strict=True):
+            replies[index] = self._reply(call, result, messages[index])
+        return [replies[index] for index in range(len(messages))]
+
+    def _reply(self, call: Call, result: Answer | Exception, message: Message) -> Reply:
+        if isinstance(result, Exception):
+            return self._refusal(result, message.id)
+        try:
+            reply = self._bounded(call.encode(result))
+            if WARM_HEADER not in message.headers:  # warming is no traffic
+                self.tally.answered(result)
+        except Exception as error:  # noqa: BLE001  # one request must not cost the batch
+            return self._refusal(error, message.id)
+        return reply
+
+    def _refusal(self, error: Exception, request_id: str) -> Reply:
+        if isinstance(error, RequestError):
+            self.tally.rejected(error.reason)
+            return error_reply(error)
+        self.tally.failed()
+        cause = "".join(traceback.format_exception(error))
+        log.error("%s", json.dumps({"event": "failed", "request_id": request_id, "cause": cause}))
+        return failure_reply(request_id)
+
+    def _bounded(self, reply: Reply) -> Reply:
+        size = len(reply.body)
+        if size > self._max_response:
+            raise RequestError(
+                f"the answer has {size} bytes; expected at most {self._max_response}. Send fewer instances "
+                "in one request",
+                status=413,
+                reason="too_large",
+            )
+        return reply

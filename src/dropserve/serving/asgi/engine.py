@@ -1,0 +1,87 @@
+"""What a deployment without Java needs: its command line, its settings, its token."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from importlib.util import find_spec
+
+from pydantic import BaseModel, ConfigDict
+
+from dropserve.errors import MissingExtraError, UsageError
+from dropserve.serving.deployment import KEYS, Deployment
+from dropserve.serving.engine import Draft, Launch
+from dropserve.serving.tuning import Properties
+
+_SETTINGS = "asgi.json"
+_PACKAGES = ("starlette", "uvicorn", "prometheus_client", "onnxruntime")
+
+
+class Settings(BaseModel):
+    """What the server's process reads beside the deployment.
+
+    Attributes:
+        longest: bytes that the body of a request may have.
+        certificate: for TLS; None speaks HTTP.
+        private_key: to it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    longest: int
+    certificate: str | None = None
+    private_key: str | None = None
+
+    @classmethod
+    def read(cls, deployment: Deployment) -> Settings:
+        """Those of a deployment."""
+        return cls.model_validate_json((deployment.folder / _SETTINGS).read_bytes())
+
+
+class AsgiEngine:
+    """Starts ``dropserve.serving.asgi.server``.
+
+    Raises:
+        MissingExtraError: if what it stands on is not installed.
+    """
+
+    def __init__(self) -> None:
+        for package in _PACKAGES:
+            if find_spec(package) is None:
+                raise MissingExtraError(package, "serve")
+
+    def check(self, properties: Properties, *, tls: bool) -> None:
+        """Refuse what only Java can read.
+
+        Raises:
+            UsageError: if TLS has nothing but a keystore.
+        """
+        if tls and not {"certificate_file", "private_key_file"} <= set(properties.values):
+            raise UsageError(
+                "serving/config.properties: a keystore is Java's; for --engine asgi set certificate_file "
+                "and private_key_file (PEM)"
+            )
+
+    def launch(self, draft: Draft) -> Launch:
+        """The server's process."""
+        file = str(draft.folder / "deployment.json")
+        return Launch((sys.executable, "-P", "-m", "dropserve.serving.asgi.server", file), {})
+
+    def write(self, deployment: Deployment, properties: Properties) -> None:
+        """Write settings and, where requests need one, the token.
+
+        Args:
+            deployment: what they are for.
+            properties: what the operator has set.
+        """
+        values = properties.values
+        settings = Settings(
+            longest=int(values.get("max_request_size", "6553500")),
+            certificate=values["certificate_file"] if deployment.tls else None,
+            private_key=values["private_key_file"] if deployment.tls else None,
+        )
+        (deployment.folder / _SETTINGS).write_text(settings.model_dump_json(indent=1), "utf-8")
+        if deployment.tokens:
+            file = deployment.folder / KEYS
+            file.touch(mode=0o600)
+            file.write_text(json.dumps({"inference": {"key": secrets.token_urlsafe(32)}}), "ascii")

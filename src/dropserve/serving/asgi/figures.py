@@ -1,0 +1,91 @@
+"""``/metrics``: what TorchServe shows of our endpoints, under the same names, and how long the queues are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dropserve.serving.asgi.desk import Desk
+from dropserve.serving.tally import BOUNDS, ENTROPY, FIGURES
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BOUNDS = [*map(str, BOUNDS), "+Inf"]
+_HELP = {
+    "dropserve_requests_total": "Requests answered.",
+    "dropserve_rows_total": "Rows answered.",
+    "dropserve_samples_total": "Monte Carlo samples drawn.",
+    "dropserve_seconds_total": "Seconds spent computing.",
+    "dropserve_rejected_total": "Requests refused because they were at fault, by reason.",
+    "dropserve_failed_total": "Requests that failed although they were not at fault.",
+    "dropserve_strange_rows_total": "Rows unlike the data that the model was calibrated on.",
+}
+
+
+class Figures(Collector):
+    """All that the desks have done since the server started.
+
+    Args:
+        desks: whom to ask.
+    """
+
+    def __init__(self, desks: Sequence[Desk]) -> None:
+        self._desks = desks
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """In Prometheus's text format."""
+        for desk in self._desks:
+            for key, value in desk.take().items():
+                self._sums[key] += value
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        for name, about in _HELP.items():
+            yield self._counter(name, about)
+        yield self._entropies()
+        waiting = GaugeMetricFamily(
+            "dropserve_waiting_requests", "Requests without an answer yet.", labels=["endpoint", "version"]
+        )
+        restarts = CounterMetricFamily(
+            "dropserve_worker_restarts",
+            "How often a worker had to be started again.",
+            labels=["endpoint", "version"],
+        )
+        for desk in self._desks:
+            waiting.add_metric(_labels(desk), desk.waiting)
+            restarts.add_metric(_labels(desk), desk.restarts)
+        yield waiting
+        yield restarts
+
+    def _counter(self, name: str, about: str) -> Metric:
+        labels = FIGURES[name]
+        found = CounterMetricFamily(name.removesuffix("_total"), about, labels=labels)
+        if len(labels) == 2:
+            for desk in self._desks:  # a figure that nothing was added to is 0, not absent
+                found.add_metric(_labels(desk), self._sums.get((name, *_labels(desk)), 0.0))
+            return found
+        for (key, *values), value in sorted(self._sums.items()):
+            if key == name:
+                found.add_metric(values, value)
+        return found
+
+    def _entropies(self) -> Metric:
+        about = "Predictive entropy of the rows of Monte Carlo answers of classifiers, in nats."
+        found = HistogramMetricFamily(ENTROPY, about, labels=["endpoint", "version"])
+        for desk in self._desks:
+            if (f"{ENTROPY}_count", *_labels(desk)) in self._sums:
+                counts = [(b, self._sums[f"{ENTROPY}_bucket", *_labels(desk), b]) for b in _BOUNDS]
+                total = self._sums[f"{ENTROPY}_sum", *_labels(desk)]
+                found.add_metric(_labels(desk), buckets=counts, sum_value=total)
+        return found
+
+
+def _labels(desk: Desk) -> list[str]:
+    return [desk.endpoint.name, str(desk.endpoint.version)]

@@ -1,0 +1,199 @@
+"""JSON schemas of what an endpoint takes and gives, from its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
+from dropserve.manifest import VersionManifest
+from dropserve.serving.parameters import Limits
+from dropserve.serving.tensors import DATATYPES
+from dropserve.signature import Axis, TensorSpec
+
+Schema = dict[str, Any]
+NUMBER: Schema = {"type": "number"}
+TEXT: Schema = {"type": "string"}
+
+
+def closed(properties: dict[str, Schema], *, optional: tuple[str, ...] = ()) -> Schema:
+    """An object with these properties and no others."""
+    required = [name for name in properties if name not in optional]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def settings(limits: Limits, *, monte_carlo: bool) -> dict[str, Schema]:
+    """Monte Carlo settings by name; a deterministic endpoint has none."""
+    if not monte_carlo:
+        return {}
+    return {
+        "mc_samples": _whole(2, limits.max_mc_samples, "forward passes, each with its own masks"),
+        "mc_seed": _whole(-1, SEED_LIMIT - 1, "which masks; -1 draws a seed, and the answer names it"),
+        "mc_scheme": {"enum": list(SCHEMES), "description": "how masks are drawn"},
+        "mc_coverage": _whole(1, 999, "how often sets and intervals hold the truth, in thousandths"),
+        "mc_tolerance": _whole(1, 999, "Monte Carlo error at which a row may stop, in thousandths"),
+    }
+
+
+def _whole(least: int, most: int, about: str) -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most, "description": about}
+
+
+def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) -> Schema:
+    """``{"instances": [...]}``."""
+    rows = {spec.name: _row(spec) for spec in manifest.signature.inputs}
+    named = closed(rows)
+    instance = named if len(rows) > 1 else {"anyOf": [*rows.values(), named]}
+    return closed(
+        {
+            "instances": {"type": "array", "items": instance, "minItems": 1},
+            "parameters": closed(
+                settings(limits, monte_carlo=monte_carlo),
+                optional=tuple(settings(limits, monte_carlo=monte_carlo)),
+            ),
+        },
+        optional=("parameters",),
+    )
+
+
+def _row(spec: TensorSpec) -> Schema:
+    schema = _element(spec)
+    for axis in reversed(spec.shape):
+        least, most = (1, axis.maximum) if isinstance(axis, Axis) else (axis, axis)
+        schema = {"type": "array", "items": schema, "minItems": least, "maxItems": most}
+    return schema
+
+
+def _element(spec: TensorSpec) -> Schema:
+    dtype = spec.numpy_dtype
+    if dtype.kind == "b":
+        return {"type": "boolean"}
+    if dtype.kind == "f":
+        most = float(np.finfo(spec.dtype).max)
+        return {"type": "number", "minimum": -most, "maximum": most}
+    bounds = np.iinfo(spec.dtype)
+    return {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
+
+
+def request_v2(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) -> Schema:
+    """The Open Inference Protocol's, with its data in the JSON."""
+    inputs = [_tensor_in(spec) for spec in manifest.signature.inputs]
+    count = len(inputs)
+    own = settings(limits, monte_carlo=monte_carlo)
+    others = "|".join(name.removeprefix("mc_") for name in own)
+    parameters = {
+        "type": "object",
+        "properties": {"binary_data_output": {"type": "boolean"}, **own},
+        "patternProperties": {f"^mc_(?!({others})$)" if own else "^mc_": False},
+    }
+    output = {
+        "type": "object",
+        "properties": {
+            "name": TEXT,
+            "parameters": {
+                "type": "object",
+                "properties": {"binary_data": {"type": "boolean"}, "classification": False},
+            },
+        },
+        "required": ["name"],
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": ["string", "null"]},
+            "parameters": parameters,
+            "inputs": {
+                "type": "array",
+                "items": inputs[0] if count == 1 else {"anyOf": inputs},
+                "minItems": count,
+                "maxItems": count,
+            },
+            "outputs": {"type": ["array", "null"], "items": output},
+            "instances": False,
+        },
+        "required": ["inputs"],
+    }
+
+
+def _tensor_in(spec: TensorSpec) -> Schema:
+    sizes: list[Schema] = [{"type": "integer", "minimum": 1, "maximum": 2**31 - 1}]
+    for axis in spec.shape:
+        fixed = isinstance(axis, int)
+        sizes.append({"const": axis} if fixed else {"type": "integer", "minimum": 1, "maximum": axis.maximum})
+    count = len(sizes)
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": spec.name},
+            "shape": {"type": "array", "prefixItems": sizes, "minItems": count, "maxItems": count},
+            "datatype": {"const": DATATYPES[spec.dtype]},
+            "data": {"type": "array", "description": "row-major: flat, or nested as the shape says"},
+        },
+        "required": ["name", "shape", "datatype", "data"],
+    }
+
+
+def answer_v1(manifest: VersionManifest, labels: tuple[str, ...], *, monte_carlo: bool) -> Schema:
+    """``{"predictions": [...]}``."""
+    numbers: Schema = {"anyOf": [NUMBER, {"type": "array"}]}
+    if manifest.task == "classification":
+        probability = {"type": "number", "minimum": 0, "maximum": 1}
+        row = {
+            "label": {"enum": list(labels)},
+            "probabilities": closed(dict.fromkeys(labels, probability)),
+        }
+    elif manifest.task == "regression":
+        row = {"value": numbers}
+    else:
+        row = {"outputs": closed({spec.name: numbers for spec in manifest.signature.outputs})}
+    whole: dict[str, Schema] = {}
+    if monte_carlo:
+        row |= {"uncertainty": {"type": "object"}, "calibrated": {"type": ["object", "null"]}}
+        whole = {"calibration": {"type": "object"}, "parameters": {"type": "object"}}
+    predictions = {"type": "array", "items": closed(row), "minItems": 1}
+    return closed({"predictions": predictions, **whole})
+
+
+def answer_v2(endpoint: str, version: int, *, monte_carlo: bool) -> Schema:
+    """The Open Inference Protocol's."""
+    output = closed(
+        {
+            "name": TEXT,
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "datatype": {"enum": ["BYTES", *DATATYPES.values()]},
+            "data": {"type": "array"},
+            "parameters": {"type": "object"},
+        },
+        optional=("data", "parameters"),
+    )
+    properties: dict[str, Schema] = {
+        "model_name": {"const": endpoint},
+        "model_version": {"const": str(version)},
+        "id": TEXT,
+        "parameters": {"type": "object"},
+        "outputs": {"type": "array", "items": output, "minItems": 1},
+    }
+    return closed(properties, optional=("id",) if monte_carlo else ("id", "parameters"))
+
+
+def metadata() -> Schema:
+    """A model as the Open Inference Protocol describes it."""
+    tensor = closed(
+        {"name": TEXT, "datatype": TEXT, "shape": {"type": "array", "items": {"type": "integer"}}}
+    )
+    tensors = {"type": "array", "items": tensor}
+    return closed(
+        {
+            "name": TEXT,
+            "versions": {"type": "array", "items": TEXT},
+            "platform": TEXT,
+            "inputs": tensors,
+            "outputs": tensors,
+        }
+    )

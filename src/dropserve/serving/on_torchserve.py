@@ -1,0 +1,104 @@
+"""What a deployment on TorchServe needs: its command line, its settings, its figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from dropserve.errors import UsageError
+from dropserve.serving.deployment import Deployment
+from dropserve.serving.engine import Draft, Launch
+from dropserve.serving.runtime import LOOPBACK, free_ports, java, torchserve_home
+from dropserve.serving.tally import metrics_config
+from dropserve.serving.tuning import Properties, escape
+
+_METRICS = "metrics.yaml"
+_TOKEN_MINUTES = 525_600  # TorchServe's hour would lock every client out while it is in use
+
+
+class TorchServeEngine:
+    """Starts TorchServe on the Java runtime that comes from PyPI.
+
+    Raises:
+        MissingExtraError: if either is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._java, self._home = java(), torchserve_home()
+
+    def check(self, properties: Properties, *, tls: bool) -> None:
+        """Whatever TorchServe knows is fine with it."""
+
+    def launch(self, draft: Draft) -> Launch:
+        """What the ``torchserve`` script would run, without its pid file in the system's temporary folder."""
+        command = (
+            str(self._java),
+            f"-Dmodel_server_home={self._home}",
+            f"-Dlog4j.configurationFile={draft.options.log_config.absolute().as_uri()}",
+            f"-Djava.io.tmpdir={draft.scratch}",
+            "-Dfile.encoding=UTF-8",
+            *draft.properties.vm,
+            "-cp",
+            str(self._home / "ts" / "frontend" / "*"),
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            sys.executable,
+            "--ts-config-file",
+            str(draft.folder / "config.properties"),
+            "--no-config-snapshot",
+        )
+        environment = {
+            "JAVA_HOME": str(self._java.parents[1]),
+            "LOG_LOCATION": str(draft.logs),
+            "METRICS_LOCATION": str(draft.logs),
+            "TEMP": str(draft.scratch),
+            "TMPDIR": str(draft.scratch),
+        }
+        return Launch(command, environment)
+
+    def write(self, deployment: Deployment, properties: Properties) -> None:
+        """Write its settings.
+
+        Args:
+            deployment: what they are for.
+            properties: what the operator has set.
+
+        Raises:
+            UsageError: if a path cannot stand in them.
+        """
+        import yaml  # noqa: PLC0415  # hosts only
+
+        shipped = yaml.safe_load((self._home / "ts" / "configs" / "metrics.yaml").read_text("utf-8"))
+        (deployment.folder / _METRICS).write_text(json.dumps(metrics_config(shipped), indent=1), "utf-8")
+        decided = _decided(deployment)
+        if unfit := [key for key, value in decided.items() if "$$" in value]:
+            raise UsageError(
+                f"{decided[unfit[0]]}: TorchServe would replace what stands between $$ in this path"
+            )
+        lines = [f"{key}={escape(value)}" for key, value in {**properties.values, **decided}.items()]
+        (deployment.folder / "config.properties").write_text("\n".join(lines) + "\n", "ascii")
+
+
+def _decided(d: Deployment) -> dict[str, str]:
+    grpc = free_ports(2)
+    return {
+        "inference_address": f"{'https' if d.tls else 'http'}://{d.host}:{d.port}",
+        "management_address": f"http://{LOOPBACK}:{d.management_port}",
+        "metrics_config": str(d.folder / _METRICS),
+        "metrics_address": f"http://{LOOPBACK}:{d.metrics_port}",
+        "grpc_inference_address": LOOPBACK,
+        "grpc_inference_port": str(grpc[0]),
+        "grpc_management_address": LOOPBACK,
+        "grpc_management_port": str(grpc[1]),
+        "model_store": str(d.folder / "models"),
+        "load_models": ",".join(endpoint.name for endpoint in d.endpoints),
+        "enable_model_api": "false",
+        "allowed_urls": "none",
+        "install_py_dep_per_model": "false",
+        "disable_token_authorization": "false" if d.tokens else "true",
+        "token_expiration_min": str(_TOKEN_MINUTES),
+        "enable_envvars_config": "false",
+        "decode_input_request": "false",
+        "disable_system_metrics": "true",
+        "number_of_gpu": "0",
+    }
