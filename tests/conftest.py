@@ -7,9 +7,10 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -258,25 +259,54 @@ def photos_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionMa
 
 
 @pytest.fixture(scope="session")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
+def served(
     mlp_version: Stored[VersionManifest],
     embedding_version: Stored[VersionManifest],
     photos_version: Stored[VersionManifest],
+) -> list[Stored[VersionManifest]]:
+    """What the shared servers serve: mlp, mlp-mc, words, photos and photos-mc."""
+    return [mlp_version, embedding_version, photos_version]
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, served: list[Stored[VersionManifest]]
 ) -> Iterator[Deployment]:
-    """A real TorchServe with mlp, mlp-mc, words, photos and photos-mc; ``server.url`` is where it answers."""
-    run_dir = tmp_path_factory.mktemp("server") / ".run"
+    """A real TorchServe; ``server.url`` is where it answers."""
+    with ExitStack() as stack:
+        with no_java_on_path():
+            deployment = stack.enter_context(running_server(tmp_path_factory.mktemp("server"), served))
+        yield deployment
+
+
+@pytest.fixture(scope="session")
+def asgi_server(
+    tmp_path_factory: pytest.TempPathFactory, served: list[Stored[VersionManifest]]
+) -> Iterator[Deployment]:
+    """A real ASGI server with the same models."""
+    with running_server(tmp_path_factory.mktemp("asgi"), served, engine="asgi") as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Any:
+    """:func:`running_server`, for tests that need a server of their own."""
+    return running_server
+
+
+@contextmanager
+def running_server(
+    folder: Path, versions: list[Stored[VersionManifest]], tuning: str = "", **options: Any
+) -> Iterator[Deployment]:
+    """``dropserve serve`` on a free port, with the settings that are shipped, or others for all endpoints."""
     stage = ROOT / "serving"
-    options = Options(
-        model_config=stage / "model-config.yaml",
-        properties=stage / "config.properties",
-        log_config=stage / "log4j2.xml",
-        port=free_ports(1)[0],
-    )
-    with no_java_on_path():
-        deployment = torchserve.start(run_dir, [mlp_version, embedding_version, photos_version], options)
+    config = folder / "model-config.yaml"
+    config.write_text(tuning or (stage / "model-config.yaml").read_text())
+    files = config, stage / "config.properties", stage / "log4j2.xml"
+    chosen = Options(*files, **({"port": free_ports(1)[0]} | options))
+    deployment = torchserve.start(folder / ".run", versions, chosen)
     yield deployment
-    assert torchserve.stop(run_dir) is not None, "the server was gone before the tests ended"
+    assert torchserve.stop(folder / ".run") is not None, "the server was gone before the tests ended"
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Attacks lie beside the tests, for other hosts to use as well."""
+"""Attacks and demands lie beside the tests, for every host to use."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hostile"))
+for _folder in ("hostile", "hosts"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / _folder))

@@ -92,15 +92,18 @@ class Case:
     error: str
 
 
-def cases() -> Iterator[Case]:
-    for line in PAGE.splitlines():
+def cases(text: str) -> Iterator[Case]:
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if len(cells) == 5 and cells[3].isdigit():
             wrong, endpoint, body, status, error = cells
             yield Case(wrong.strip(), endpoint, body, int(status), error.strip(" |"))
 
 
-CASES = list(cases())
+ELSEWHERE = "## Without TorchServe"
+CASES = list(cases(PAGE.partition(ELSEWHERE)[0]))
+OTHERWISE = {(case.endpoint, case.body): case for case in cases(PAGE.partition(ELSEWHERE)[2])}
+ON_ASGI = [OTHERWISE.get((case.endpoint, case.body), case) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +132,24 @@ def matches(text: str, pattern: str) -> bool:
 def test_the_page_has_its_rows() -> None:
     assert len(CASES) > 45
     assert len({case.body for case in CASES}) > 40
+    assert len(OTHERWISE) == len(set(OTHERWISE) & {(case.endpoint, case.body) for case in CASES}) >= 5
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.endpoint}: {case.wrong}" for case in CASES])
 def test_bad_input_gets_what_the_page_says(server: Any, http: httpx.Client, case: Case) -> None:
-    response = send(http, server.url, case)
+    check(send(http, server.url, case), case)
+
+
+@pytest.mark.parametrize("case", ON_ASGI, ids=[f"{case.endpoint}: {case.wrong}" for case in ON_ASGI])
+def test_bad_input_gets_the_same_on_the_asgi_host(asgi_server: Any, http: httpx.Client, case: Case) -> None:
+    check(send(http, asgi_server.url, case), case)
+
+
+def check(response: httpx.Response, case: Case) -> None:
     assert response.status_code == case.status, response.text
+    if case.error == "*an answer*":
+        assert "predictions" in response.json()
+        return
     if case.error == "*no body*":
         assert not response.content
         return

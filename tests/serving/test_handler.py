@@ -229,7 +229,7 @@ def test_whatever_happens_costs_one_request(worker: Worker, monkeypatch: pytest.
 def test_an_answer_too_long_is_refused_before_it_kills_the_worker(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.service._entry_point.__self__, "_max_response", 1000)
+    monkeypatch.setattr(worker.service._entry_point.__self__._answering, "_max_response", 1000)
     small, large = worker(body(ROW), body(*[ROW] * 50))
     assert (small.status, large.status) == (200, 413)
     assert "Send fewer instances" in large.body["error"]

@@ -101,6 +101,8 @@ class Codec:
                 status=415,
                 reason="content_type",
             )
+        if known.get("content-type", "").startswith("multipart/"):  # TorchServe would not have let it through
+            raise self.refuse_form()
         pictures = Pictures(self._manifest.images, self._limits.max_image_pixels)
         length = known.get(v2.JSON_LENGTH.lower())
         if length is None and is_image(body, known, self._manifest):

@@ -40,6 +40,7 @@ def pages(desks: Desks, draining: Callable[[], bool], *, tokens: bool) -> Starle
     routes = [
         *(Route(path, shown.asked_wrongly, methods=_ALL) for path in asked),
         Route("/v2", shown.server),
+        Route("/v2/", shown.server),  # as the specification's OpenAPI document has it
         Route("/v2/health/live", shown.live),
         Route("/v2/health/ready", shown.ready),
         Route(model, shown.model),
