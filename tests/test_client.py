@@ -220,7 +220,7 @@ def test_tensors_that_do_not_fit_are_refused_in_words(server: Any) -> None:
             client.infer("mlp", {"input": np.array([ROW])})
         with pytest.raises(ServerError, match="serves no nobody"):
             client.infer("nobody", {"input": np.float32([ROW])})
-        for value in (["a", 1.5j], 5.0, [1j], [None], np.array(["a", 1], object)):
+        for value in (5.0, [1j], [None], np.array(["a", 1], object)):
             with pytest.raises(UsageError, match=r"expected numbers \[rows, \.\.\.\]"):
                 client.infer("mlp", {"input": value})
         with pytest.raises(UsageError, match="sample: expected samples, seed"):

@@ -135,11 +135,13 @@ def _summary(prepared: Prepared) -> str:
     recipe, split = prepared.file.recipe, prepared.dataset.split
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     title = escape(dataset_title(prepared.dataset))
+    columns, width = prepared.dataset.table.columns, prepared.dataset.features[0].size
+    inputs = f"{len(columns)} columns as {width} inputs; " if columns and width != len(columns) else ""
     calibrate = f"{len(split.calibration)} to calibrate, " if len(split.calibration) else ""
     return (
         f"[bold]{recipe.name}[/]: {recipe.task} with {type(prepared.model).__name__} "
         f"({parameters:,} parameters) on {prepared.device}, seed {recipe.training.seed}\n"
-        f"{title}: {len(split.train)} rows to train, {len(split.validation)} to validate, "
+        f"{title}: {inputs}{len(split.train)} rows to train, {len(split.validation)} to validate, "
         f"{calibrate}{len(split.test)} to test"
     )
 
