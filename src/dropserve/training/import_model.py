@@ -18,7 +18,6 @@ from dropserve.model import load_class, name_inputs
 from dropserve.signature import Axis, Signature, TensorSpec
 from dropserve.store import Store, Stored, check_name
 from dropserve.training.arguments import argument_problems
-from dropserve.training.fit import seeded
 from dropserve.training.run_folder import (
     RECIPE,
     plain,
@@ -27,6 +26,7 @@ from dropserve.training.run_folder import (
     write_source,
     write_weights,
 )
+from dropserve.training.seeding import seeded
 from dropserve.training.weights import load_weights
 
 

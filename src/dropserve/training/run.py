@@ -22,7 +22,7 @@ from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
-from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.fit import Fitted, choose_device, fit
 from dropserve.training.images import image_record
 from dropserve.training.learner import Epoch
 from dropserve.training.probe import probe
@@ -38,6 +38,7 @@ from dropserve.training.run_folder import (
     write_source,
     write_weights,
 )
+from dropserve.training.seeding import seeded
 
 
 @dataclass(frozen=True)
