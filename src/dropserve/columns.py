@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MISSING_CATEGORY = "missing"  # of missing values, where a recipe makes them a category of their own
 
@@ -35,6 +35,18 @@ class Column(BaseModel):
     categories: tuple[str, ...] = ()
     other: bool = False
     fill: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Column:
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError("a category stands twice")
+        if self.other and not self.categories:
+            raise ValueError("other without categories: they are what it is other than")
+        if self.categories and self.fill is not None and self.fill not in range(self.codes):
+            raise ValueError(
+                f"fill is {self.fill:g}; expected the place of a category, 0 to {self.codes - 1}"
+            )
+        return self
 
     @property
     def codes(self) -> int:

@@ -121,7 +121,7 @@ def packed(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
 
 
 @given(ROWS, st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_way_to_send_a_row_gives_the_same_numbers(rows: list[dict[str, Any]], random: Any) -> None:
     wanted = expected(rows)
     shuffled = [dict(random.sample(list(row.items()), 4)) for row in rows]
@@ -363,7 +363,7 @@ JSON = st.recursive(
 @given(
     JSON | st.lists(st.fixed_dictionaries(dict.fromkeys(GOOD, JSON)) | st.lists(JSON, min_size=4, max_size=4))
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_comes_is_read_or_refused_in_words(instances: Any) -> None:
     try:
         rows = ask({"instances": instances})
@@ -386,7 +386,7 @@ _CELLS = JSON | st.sampled_from(["clerk", "nurse", "", "1", "seven", 1, 2.0, 4, 
         {"age": st.just(3), "job": st.just("clerk")}, optional={"grade": _CELLS, "pay": _CELLS}
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_schema_takes_what_the_codec_takes(instance: Any) -> None:
     table = table_reader(manifest(*COLUMNS))
     assert table is not None

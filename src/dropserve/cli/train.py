@@ -198,6 +198,10 @@ def import_(
         list[str] | None,
         typer.Option(help="NAME=VALUE for the constructor; repeat it.", show_default=False),
     ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(help="JSON: columns of a table and scaling, before the model.", show_default=False),
+    ] = None,
 ) -> None:
     """Bring in a model trained elsewhere, and publish it as a run in model_store/."""
     console = Console()
@@ -214,6 +218,7 @@ def import_(
             task=task or ("classification" if labels else "raw"),
             labels=[label.strip() for label in labels.split(",")] if labels else (),
             arguments=parse_arguments(arg or []),
+            preprocessing=preprocessing,
         )
     manifest = done.run.manifest
     inward, outward = (
