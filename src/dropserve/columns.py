@@ -49,6 +49,11 @@ class Column(BaseModel):
         return self
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it holds numbers alone, none of them missing."""
+        return not self.categories and self.fill is None
+
+    @property
     def codes(self) -> int:
         """How many codes there are; 0 for a column of numbers."""
         return len(self.categories) + self.other
@@ -73,7 +78,7 @@ def request_row(row: list[Any], columns: Sequence[Column]) -> Any:
         row: numbers, as nested lists.
         columns: of the table; none for rows that are no table's.
     """
-    if not any(column.categories or column.fill is not None for column in columns):
+    if all(column.is_plain for column in columns):
         return row
     return {column.name: column.value(number) for column, number in zip(columns, row, strict=True)}
 

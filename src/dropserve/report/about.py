@@ -59,7 +59,7 @@ def describe(evidence: Evidence) -> Section:
 
 def _told(columns: Sequence[Column]) -> bool:
     """Whether the columns of a table are worth a word: some hold categories, or may lack a value."""
-    return any(column.categories or column.fill is not None for column in columns)
+    return not all(column.is_plain for column in columns)
 
 
 def _columns(columns: Sequence[Column]) -> Table:

@@ -71,8 +71,9 @@ def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
 
 
 def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunManifest, say: Say) -> Section:
-    pictures = as_pictures(held.inputs)
     columns = run.preprocessing.columns
+    mixed = any(not column.is_plain for own in columns.values() for column in own)
+    pictures = None if mixed else as_pictures(held.inputs)
 
     def example(row: int) -> Example:
         picture = "" if pictures is None else data_uri(pictures[row])
