@@ -60,12 +60,18 @@ format: setup ## let ruff mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-peers: ## .venv-peers with the clients of others (tritonclient, kserve), which pin other versions than we do
-	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet '.[peers]'
+PEERS := $(patsubst benchmarks/peers/%/requirements.txt,%,$(wildcard benchmarks/peers/*/requirements.txt))
 
-bench: setup ## our endpoints on TorchServe beside stock TorchServe: answers a second and latencies
-	@$(BIN)/python benchmarks/serving_load.py
+peers: $(PEERS:%=.venv-peers/%/requirements.txt) ## .venv-peers/NAME for each server and client of others, pinned
+
+.venv-peers/%/requirements.txt: benchmarks/peers/%/requirements.txt
+	@echo "Setting up .venv-peers/$*"
+	@$(PYTHON) -m venv --clear .venv-peers/$*
+	@.venv-peers/$*/bin/python -m pip install --quiet --requirement $<
+	@cp $< $@
+
+bench: setup ## every host of ours beside stock TorchServe and the peers: docs/benchmarks.md, in about 12 minutes
+	@$(BIN)/python benchmarks/serving_load.py --page docs/benchmarks.md
 
 soak: setup ## ten minutes of steady load: memory of the workers, errors (MINUTES=10)
 	@$(BIN)/python benchmarks/serving_soak.py --minutes $(or $(MINUTES),10)

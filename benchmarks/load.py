@@ -18,7 +18,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
-_KEPT = 3  # different answers to one question that are kept for inspection
 _PAUSE = 0.05  # seconds before a lost connection is made again
 
 
@@ -33,6 +32,7 @@ class Group:
         connections: how many ask at once.
         expected: the status of a good answer.
         pause: seconds between an answer and the next question of the same connection.
+        kept: different answers to one question that are kept for inspection; None: all of them.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Group:
     connections: int
     expected: int = 200
     pause: float = 0.0
+    kept: int | None = 3
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Figures:
         rate: the same per second.
         errors: what else came, by status or by the name of the failure.
         latency: milliseconds at the 50th, 90th, 99th percentile and the worst.
-        answers: for each question, the different bodies that came, at most three.
+        answers: for each question, the different bodies that came, at most ``kept``.
         varying: answers that were not the first answer to their question, byte for byte.
+        asked: questions that were sent, while warming up too.
     """
 
     requests: int
@@ -62,6 +64,7 @@ class Figures:
     latency: dict[str, float]
     answers: list[list[str]] = field(repr=False)
     varying: int
+    asked: int
 
 
 class Work:
@@ -116,8 +119,10 @@ class _Tally:
         self.open = False
         self.errors: dict[str, int] = {}
         self.latencies: list[float] = []
-        self.answers: list[list[bytes]] = [[] for _ in group.bodies]
+        self.answers: list[dict[bytes, None]] = [{} for _ in group.bodies]
+        self.kept = sys.maxsize if group.kept is None else group.kept
         self.varying = 0
+        self.asked = 0
 
     def error(self, kind: str) -> None:
         if self.open:
@@ -132,18 +137,19 @@ class _Tally:
         self.latencies.append(seconds)
         seen = self.answers[question]
         if not seen:
-            seen.append(body)
-        elif body != seen[0]:
+            seen[body] = None
+        elif body != next(iter(seen)):
             self.varying += 1
-            if len(seen) < _KEPT and body not in seen:
-                seen.append(body)
+            if len(seen) < self.kept:
+                seen[body] = None
 
     def figures(self, seconds: float) -> Figures:
         times = sorted(self.latencies)
         at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "worst": 1.0}
         latency = {k: 1e3 * times[min(len(times) - 1, int(q * len(times)))] for k, q in at.items() if times}
         texts = [[body.decode() for body in seen] for seen in self.answers]
-        return Figures(len(times), len(times) / seconds, self.errors, latency, texts, self.varying)
+        rate = len(times) / seconds
+        return Figures(len(times), rate, self.errors, latency, texts, self.varying, self.asked)
 
 
 class _Connection:
@@ -172,6 +178,7 @@ class _Connection:
 
     def _ask(self, connected: socket.socket) -> None:
         self._question = (self._question + 1) % len(self.tally.requests)
+        self.tally.asked += 1
         self._sent = time.perf_counter()
         connected.sendall(self.tally.requests[self._question])
 
@@ -193,6 +200,8 @@ class _Connection:
         head = data.find(b"\r\n\r\n")
         headers = data[: max(head, 0)].lower()
         at = headers.find(b"content-length:")
+        if at < 0 <= head:
+            raise RuntimeError(f"an answer without Content-Length cannot be read here: {data[:head]!r}")
         end = headers.find(b"\r", at)
         if head < 0 or len(data) < head + 4 + int(headers[at + 15 : end if end > 0 else head]):
             return False

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from served import NAME, SAMPLES, Subject, prepare, serving
 
-PACKAGES = ("tritonclient[http]", "kserve")
-SCRIPT = Path(__file__).parent / "clients" / "ask.py"
+CLIENTS = Path(__file__).parent / "peers" / "clients"
+SCRIPT = CLIENTS / "ask.py"
+INSTALLED = Path(__file__).parents[1] / ".venv-peers" / "clients"  # by make peers
 _CLOSE = 1e-5  # float32 on our side, float64 in the oracle
 console = Console(width=120)
 
@@ -32,10 +33,16 @@ def environment(folder: Path) -> Path:
     """A Python that has the clients, and nothing of ours."""
     python = folder / "bin" / "python"
     if not python.is_file():
-        console.print(f"installing {', '.join(PACKAGES)} into an environment of their own")
+        console.print("installing tritonclient and kserve into an environment of their own")
         venv.create(folder, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", "-r", str(CLIENTS / "requirements.txt")], check=True
+        )
     return python
+
+
+def _default(folder: Path) -> Path:
+    return INSTALLED if INSTALLED.is_dir() else folder / "clients"
 
 
 def ask(python: Path, url: str, subject: Subject, folder: Path) -> list[dict[str, object]]:
@@ -84,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dropserve-clients-") as name:
         folder = Path(name)
-        python = environment((options.clients or folder / "clients").absolute())
+        python = environment((options.clients or _default(folder)).absolute())
         subject = prepare(folder)
         with serving(folder, subject.version) as deployment:
             exchanges = [*ask(python, deployment.url, subject, folder), curl(deployment.url, subject)]

@@ -18,7 +18,7 @@ from stock.net import Net
 from dropserve.dropout.masks import draw
 from dropserve.manifest import VersionManifest
 from dropserve.serving import torchserve
-from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.deployment import Deployment, EngineName, Options
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Store, Stored
 
@@ -89,12 +89,16 @@ def prepare(folder: Path) -> Subject:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, version: Stored[VersionManifest], stage: Path = ROOT / "serving"
+    folder: Path,
+    version: Stored[VersionManifest],
+    stage: Path = ROOT / "serving",
+    *,
+    engine: EngineName = "torchserve",
 ) -> Iterator[Deployment]:
-    """``dropserve serve`` on a free port, with the settings of a stage folder."""
+    """``dropserve serve --engine ENGINE`` on a free port, with the settings of a stage folder."""
     files = stage / "model-config.yaml", stage / "config.properties", stage / "log4j2.xml"
     run_dir = folder / ".run"
-    deployment = torchserve.start(run_dir, [version], Options(*files, port=free_ports(1)[0]))
+    deployment = torchserve.start(run_dir, [version], Options(*files, port=free_ports(1)[0], engine=engine))
     try:
         yield deployment
     finally:

@@ -1,74 +1,39 @@
 """Steady load for minutes: does the memory of the server grow, does anything fail?
 
-Both endpoints are asked without pause on some connections, good requests of several lengths and settings and,
-on one connection each, bad ones, which must be refused every time. Every few seconds the memory that each
-process has for itself alone (USS) is taken. The slope is that of a straight line through the means of ten
-equal stretches of time, after a fifth for warming up; its interval is Student's, at 95%, on ten means (they
-are far enough apart to be all but independent, single readings are not).
+Both endpoints are asked without pause on some connections, good requests of several lengths and settings
+and, on one connection each, bad ones, which must be refused every time. Every second the memory that each
+process has for itself alone (USS) is taken. Readings of the first part are left out: pools, caches and
+compilers fill. What is judged is the slope of the rest, with an interval that allows for readings that
+resemble each other, against the growth that a leak of one answer in a thousand would cause (growth.py). A
+process is flat if such a leak is ruled out; it grows if that is not so and its interval lies above zero;
+else the run was too short.
 
-    python benchmarks/serving_soak.py [--json PATH] [--minutes 10]
+    python benchmarks/serving_soak.py [--json PATH] [--minutes 10] [--engine torchserve] [--readings PATH]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import load
 import numpy as np
+from growth import Trend, Verdict, leak, trend
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
-from served import NAME, prepare, server_processes, serving
+from served import NAME, Subject, prepare, server_processes, serving
 
-STRETCHES = 10
-WARM_SHARE = 0.2
-MIB = 2**20
+from dropserve.serving.deployment import EngineName
+
+WARM_SHARE = 0.4
 BAD = ['{"instances": [[1, 2', '{"instances": [[1, 2]]}', '{"instances": [["x"]]}', "", '{"inputs": [{}]}']
 console = Console(width=120)
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How one process changed, in MiB and MiB an hour.
-
-    Attributes:
-        memory: at the end, the mean of the last stretch.
-        slope: of the line.
-        low: lower end of its 95% interval.
-        high: upper end.
-    """
-
-    memory: float
-    slope: float
-    low: float
-    high: float
-
-    @property
-    def flat(self) -> bool:
-        """No growth that can be told from none, or none that would matter: below 1% in an hour."""
-        return self.low <= 0 or self.slope < 0.01 * self.memory
-
-
-def growth(seconds: np.ndarray, memory: np.ndarray) -> Growth:
-    """Fit a line to readings.
-
-    Args:
-        seconds: when they were taken, since the start.
-        memory: bytes.
-    """
-    late = seconds >= WARM_SHARE * seconds[-1]
-    parts = zip(
-        np.array_split(seconds[late], STRETCHES), np.array_split(memory[late], STRETCHES), strict=True
-    )
-    hours, mib = np.array([(t.mean() / 3600, m.mean() / MIB) for t, m in parts]).T
-    fit = stats.linregress(hours, mib)
-    reach = float(stats.t.ppf(0.975, STRETCHES - 2) * fit.stderr)
-    return Growth(float(mib[-1]), float(fit.slope), float(fit.slope) - reach, float(fit.slope) + reach)
 
 
 def groups(url: str, bodies: list[str]) -> list[load.Group]:
@@ -95,6 +60,120 @@ def groups(url: str, bodies: list[str]) -> list[load.Group]:
     ]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a steady load did.
+
+    Attributes:
+        figures: of each group of connections.
+        seconds: [n] when memory was read.
+        memory: [n] bytes of each kind of process.
+        same: whether the processes were the same at the end.
+        engine: the host.
+    """
+
+    figures: dict[str, load.Figures]
+    seconds: np.ndarray
+    memory: dict[str, np.ndarray]
+    same: bool
+    engine: EngineName
+
+    def bar(self, process: str) -> float:
+        """What it would grow by in an hour if it kept one answer of a thousand, in MiB."""
+        mine = {"frontend": ("plain", "mc"), NAME: ("plain",), f"{NAME}-mc": ("mc",)}[process]
+        return sum(
+            leak(found.rate, np.mean([len(text.encode()) for texts in found.answers for text in texts]))
+            for name, found in self.figures.items()
+            if name.startswith(mine) and found.requests
+        )
+
+    def trends(self) -> dict[str, Trend]:
+        """Of each kind of process, after the warm-up."""
+        late = self.seconds >= WARM_SHARE * self.seconds[-1]
+        return {name: trend(self.seconds[late], memory[late]) for name, memory in self.memory.items()}
+
+    @property
+    def workers(self) -> list[str]:
+        """The processes that are ours; Java's memory follows its own rules."""
+        return [name for name in self.memory if self.engine != "torchserve" or name != "frontend"]
+
+
+def watch(subject: Subject, folder: Path, seconds: float, engine: EngineName, every: float = 1.0) -> Watch:
+    """Serve, load, read memory.
+
+    Args:
+        subject: what is served.
+        folder: scratch space.
+        seconds: how long.
+        engine: the host.
+        every: seconds between readings.
+    """
+    moments: list[float] = []
+    readings: list[dict[str, int]] = []
+    with serving(folder, subject.version, engine=engine) as deployment:
+        processes = server_processes(folder / ".run")
+        before = {key: [p.pid for p in found] for key, found in processes.items()}
+        work = load.Work(groups(deployment.url, subject.bodies), seconds)
+        begin = time.monotonic()
+        while not work.done:
+            moments.append(time.monotonic() - begin)
+            readings.append(
+                {k: sum(p.memory_full_info().uss for p in found) for k, found in processes.items()}
+            )
+            time.sleep(max(0.0, begin + every * len(moments) - time.monotonic()))
+        figures = work.figures()
+        after = {key: [p.pid for p in found] for key, found in server_processes(folder / ".run").items()}
+    memory = {key: np.array([reading[key] for reading in readings]) for key in readings[0]}
+    return Watch(figures, np.array(moments), memory, before == after, engine)
+
+
+def report(found: Watch) -> None:
+    """Tables for people."""
+    table = Table("load", "answers", "answers/s", "p50 ms", "p99 ms", "errors", "answers that changed")
+    for name, figures in found.figures.items():
+        cells = [f"{figures.requests}", f"{figures.rate:.0f}"]
+        cells += [f"{figures.latency.get(at, 0):.1f}" for at in ("p50", "p99")]
+        table.add_row(name, *cells, str(figures.errors or 0), str(figures.varying))
+    console.print(table)
+    table = Table("process", "memory MiB", "MiB an hour", "95% interval", "readings worth", "bar", "verdict")
+    for name, grown in found.trends().items():
+        bar = found.bar(name)
+        interval = f"{grown.low:+.2f} to {grown.high:+.2f}"
+        cells = [f"{grown.memory:.1f}", f"{grown.slope:+.2f}", interval, f"{grown.worth:.0f}", f"{bar:.2f}"]
+        table.add_row(name, *cells, str(grown.against(bar)))
+    console.print(table)
+    console.print("the same processes at the end" if found.same else "[red]a process was replaced[/]")
+
+
+def as_figures(found: Watch, minutes: float) -> dict[str, Any]:
+    """What is written as JSON; ``not_run`` says why if the run was too short for a verdict."""
+    trends = found.trends()
+    verdicts = {name: trends[name].against(found.bar(name)) for name in found.workers}
+    keys: dict[str, Any] = {
+        "minutes": minutes,
+        "answers": sum(figures.requests for figures in found.figures.values()),
+        "errors": sum(sum(figures.errors.values()) for figures in found.figures.values()),
+        "answers_changed": sum(figures.varying for figures in found.figures.values()),
+        "same_processes": found.same,
+        "worker_growth_worst_mib_per_hour": max(trends[name].slope for name in found.workers),
+    }
+    for name, grown in trends.items():
+        keys |= {f"{name}_memory_mib": grown.memory, f"{name}_growth_mib_per_hour": grown.slope}
+        keys |= {
+            f"{name}_growth_bar": found.bar(name),
+            f"{name}_verdict": str(grown.against(found.bar(name))),
+        }
+        if math.isfinite(grown.low):
+            keys |= {f"{name}_growth_low": grown.low, f"{name}_growth_high": grown.high}
+    if Verdict.GROWS in verdicts.values() or not found.same:
+        return keys | {"workers_flat": False}
+    undecided = [name for name, verdict in verdicts.items() if verdict == Verdict.UNDECIDED]
+    if undecided:
+        why = f"{minutes:g} minutes are too short to tell of {', '.join(undecided)}"
+        return keys | {"not_run": {"workers_flat": why}}
+    return keys | {"workers_flat": True}
+
+
 def main() -> None:
     """Serve, load, watch, print, write."""
     parser = argparse.ArgumentParser(
@@ -102,71 +181,20 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between readings of memory")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="torchserve")
+    parser.add_argument("--readings", type=Path, help="every reading of memory, as JSON")
     options = parser.parse_args()
-    readings: list[dict[str, int]] = []
-    moments: list[float] = []
     with tempfile.TemporaryDirectory(prefix="dropserve-soak-") as name:
         folder = Path(name)
-        subject = prepare(folder)
-        with serving(folder, subject.version) as deployment:
-            processes = server_processes(folder / ".run")
-            before = {key: [p.pid for p in found] for key, found in processes.items()}
-            work = load.Work(groups(deployment.url, subject.bodies), options.minutes * 60)
-            begin = time.monotonic()
-            while not work.done:
-                moments.append(time.monotonic() - begin)
-                readings.append(
-                    {k: sum(p.memory_full_info().uss for p in found) for k, found in processes.items()}
-                )
-                time.sleep(options.every)
-            figures = work.figures()
-            after = {key: [p.pid for p in found] for key, found in server_processes(folder / ".run").items()}
-    seconds = np.array(moments)
-    grown = {key: growth(seconds, np.array([reading[key] for reading in readings])) for key in readings[0]}
-    report(figures, grown, same=before == after)
+        found = watch(prepare(folder), folder, options.minutes * 60, options.engine)
+    report(found)
+    if options.readings:
+        memory = {key: values.tolist() for key, values in found.memory.items()}
+        content = {"seconds": found.seconds.round(3).tolist(), "memory": memory}
+        options.readings.write_text(json.dumps(content), encoding="utf-8")
     if options.json:
-        content = {"figures": as_figures(figures, grown, options.minutes, same=before == after)}
+        content = {"figures": as_figures(found, options.minutes)}
         options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def report(figures: dict[str, load.Figures], grown: dict[str, Growth], *, same: bool) -> None:
-    """Tables for people."""
-    table = Table("load", "answers", "answers/s", "p50 ms", "p99 ms", "errors", "answers that changed")
-    for name, found in figures.items():
-        cells = [f"{found.requests}", f"{found.rate:.0f}"]
-        cells += [f"{found.latency.get(at, 0):.1f}" for at in ("p50", "p99")]
-        table.add_row(name, *cells, str(found.errors or 0), str(found.varying))
-    console.print(table)
-    table = Table("process", "memory MiB", "growth MiB/h", "95% interval", "flat")
-    for name, found in grown.items():
-        interval = f"{found.low:+.2f} to {found.high:+.2f}"
-        table.add_row(
-            name, f"{found.memory:.1f}", f"{found.slope:+.2f}", interval, "yes" if found.flat else "NO"
-        )
-    console.print(table)
-    console.print("the same processes at the end" if same else "[red]a process was replaced[/]")
-
-
-def as_figures(
-    figures: dict[str, load.Figures], grown: dict[str, Growth], minutes: float, *, same: bool
-) -> dict[str, object]:
-    """What is written as JSON."""
-    workers = {name: found for name, found in grown.items() if name != "frontend"}
-    keys: dict[str, object] = {
-        "minutes": minutes,
-        "answers": sum(found.requests for found in figures.values()),
-        "errors": sum(sum(found.errors.values()) for found in figures.values()),
-        "answers_changed": sum(found.varying for found in figures.values()),
-        "same_processes": same,
-        "workers_flat": all(found.flat for found in workers.values()),
-        "worker_growth_worst_mib_per_hour": max(found.slope for found in workers.values()),
-        "worker_growth_worst_upper_mib_per_hour": max(found.high for found in workers.values()),
-    }
-    for name, found in grown.items():
-        keys |= {f"{name}_memory_mib": found.memory, f"{name}_growth_mib_per_hour": found.slope}
-        keys |= {f"{name}_growth_low": found.low, f"{name}_growth_high": found.high}
-    return keys
 
 
 if __name__ == "__main__":

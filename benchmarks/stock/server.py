@@ -6,7 +6,6 @@ Only addresses differ from the defaults (any free ports), and authorisation is o
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import started
 
 from dropserve.serving.runtime import free_ports, java
 
@@ -26,18 +26,18 @@ _PATIENCE = 180.0
 
 @dataclass(frozen=True)
 class Stock:
-    """A running server: where it answers, and the process that all of its own descend from."""
+    """A running server: where it answers, and its processes."""
 
     url: str
-    root: psutil.Process
+    server: started.Server
 
     def processor_seconds(self) -> dict[str, float]:
         """Processor time so far: of the frontend, and of the workers of both models together."""
         spent = {"frontend": 0.0, "workers": 0.0}
-        for process in self.root.children(recursive=True):
+        for process in self.server.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 what = "frontend" if Path(process.exe()).name == "java" else "workers"
-                spent[what] += sum(process.cpu_times()[:2])
+                spent[what] += started.processor_seconds([process])
         return spent
 
 
@@ -69,14 +69,10 @@ def running(folder: Path, weights: Path) -> Iterator[Stock]:
         "--disable-token-auth",
     ]
     command += ["--ncs", "--ts-config", "config.properties", "--model-store", "store", "--models", *models]
-    environment = {**os.environ, "JAVA_HOME": str(java().parents[1]), "TMPDIR": str(folder)}
-    with (folder / "console.log").open("wb") as console:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=console, stderr=console)
-    try:
-        _wait(process, f"http://127.0.0.1:{management}", folder / "console.log")
-        yield Stock(f"http://127.0.0.1:{inference}", psutil.Process(process.pid))
-    finally:
-        _end(process)
+    environment = {"JAVA_HOME": str(java().parents[1]), "TMPDIR": str(folder)}
+    with started.server(command, folder, environment) as server:
+        _wait(server, f"http://127.0.0.1:{management}")
+        yield Stock(f"http://127.0.0.1:{inference}", server)
 
 
 def _archive(store: Path, name: str, handler: str, weights: Path) -> None:
@@ -87,28 +83,15 @@ def _archive(store: Path, name: str, handler: str, weights: Path) -> None:
     subprocess.run([archiver, *arguments], check=True, capture_output=True)
 
 
-def _wait(process: subprocess.Popen[bytes], management: str, console: Path) -> None:
+def _wait(server: started.Server, management: str) -> None:
     deadline = time.monotonic() + _PATIENCE
     waiting = set(HANDLERS)
     while waiting:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"stock TorchServe does not start: {console.read_text('utf-8')[-3000:]}")
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"stock TorchServe does not start: {server.last_words()}")
         for name in sorted(waiting):
             with contextlib.suppress(httpx.HTTPError, KeyError, IndexError, ValueError):
                 workers = httpx.get(f"{management}/models/{name}").json()[0]["workers"]
                 if workers and all(worker["status"] == "READY" for worker in workers):
                     waiting.discard(name)
         time.sleep(0.2)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    family = [psutil.Process(process.pid)] if process.poll() is None else []
-    family += family and family[0].children(recursive=True)
-    for relative in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            relative.terminate()
-    _, left = psutil.wait_procs(family, timeout=10)
-    for relative in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            relative.kill()
-    process.wait()

@@ -23,7 +23,7 @@ from dropserve.dropout.masks import draw
 from dropserve.serving.deployment import Deployment
 
 ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+PYTHON = ROOT / ".venv-peers" / "clients" / "bin" / "python"
 LABELS = np.array(list("abcd"))
 ROWS = np.random.default_rng(5).normal(size=(3, 6)).round(3).astype(np.float32)
 BODY = json.dumps({"instances": ROWS.astype(float).round(3).tolist()})
@@ -48,7 +48,7 @@ def ask(script: str, package: str, url: str) -> dict[str, Any]:
     """What a peer's client, in its own environment, makes of our answers."""
     probe = [str(PYTHON), "-c", f"import {package}"]
     if not PYTHON.is_file() or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip(f"{package} is not installed in .venv-peers; install it with: make peers")
+        pytest.skip(f"{package} is not installed in .venv-peers/clients; install it with: make peers")
     line = [str(PYTHON), str(ROOT / "tests" / "peers" / script), url]
     rows = json.dumps(ROWS.tolist())
     done = subprocess.run(line, input=rows, capture_output=True, text=True, check=False, timeout=120)

@@ -24,7 +24,6 @@ TABLES: dict[str, type[BaseModel]] = {
     "[data.columns.NAME]": ColumnTable,
     "[training]": schema.TrainingTable,
     "[augmentation]": schema.AugmentationTable,
-    "[uncertainty]": schema.UncertaintyTable,
     "[optimiser]": schema.OptimiserTable,
     **{
         ", ".join(get_args(each.model_fields["source"].annotation)): each

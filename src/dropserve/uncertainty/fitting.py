@@ -21,7 +21,7 @@ from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, fit_precision, noise_of, spread
 
 
-def calibrate_classifier(  # noqa: PLR0913  # one for each choice
+def calibrate_classifier(
     logits: ArrayLike,
     labels: ArrayLike,
     inputs: Mapping[str, NDArray[Any]],
@@ -31,7 +31,6 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     method: Method = "lac",
     score: str = "predictive_entropy",
     false_alarms: int = 50,
-    nearest: ArrayLike | None = None,
 ) -> Calibration:
     """Calibrate a classifier.
 
@@ -48,7 +47,6 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         method: of the prediction sets.
         score: of the out-of-distribution threshold.
         false_alarms: parts per thousand.
-        nearest: [B], for the score of that name.
 
     Raises:
         UsageError: for arrays that do not fit.
@@ -62,9 +60,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         rows=values.shape[1],
         temperature=Temperature.fit(statistics.mean, labels),
         sets=ConformalClassifier.fit(statistics.mean, labels, method=method, uniforms=uniforms),
-        ood=OodThreshold.fit(
-            ood_score(score, statistics, values, nearest), score=score, false_alarms=false_alarms
-        ),
+        ood=OodThreshold.fit(ood_score(score, statistics, values), score=score, false_alarms=false_alarms),
     )
 
 

@@ -1,0 +1,220 @@
+"""Who takes turns under load: our endpoints, stock TorchServe, and what a user might take instead.
+
+All are started before anyone is measured, so that a round meets all of them under the same weather. While
+one is under load, the peers' processes are stopped (SIGSTOP): some use a tenth of a core for nothing.
+TorchServe's and ours are not: supervisors would take them for dead, and waiting costs about a hundredth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import answers
+import started
+from load import Group
+from peers.catalogue import Peer
+from served import NAME, SAMPLES, Subject, server_processes, serving
+from stock import server
+
+from dropserve.serving.deployment import EngineName
+from dropserve.serving.runtime import free_ports
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An address that answers, and how to know that it answers rightly.
+
+    Attributes:
+        name: how it is called in figures.
+        label: how it is called in tables.
+        about: what runs, in a line.
+        url: where it is asked.
+        bodies: the questions.
+        problem: what is wrong with the document that answers a question; empty if nothing is.
+        spent: processor seconds so far, by part.
+        steady: whether the same question must get the same bytes.
+        process: what is stopped while others are under load; None where it goes on.
+    """
+
+    name: str
+    label: str
+    about: str
+    url: str
+    bodies: list[str]
+    problem: Callable[[Any, int], str]
+    spent: Callable[[], dict[str, float]]
+    steady: bool = False
+    process: started.Server | None = None
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let its processes go on for a while."""
+        if self.process:
+            self.process.thaw()
+        try:
+            yield
+        finally:
+            if self.process:
+                self.process.freeze()
+
+    @property
+    def key(self) -> str:
+        """The name in a key of JSON."""
+        return self.name.replace(" ", "_")
+
+    def group(self, connections: int, filed: str = "") -> Group:
+        """A load; every different answer is kept, to be compared."""
+        return Group(filed or self.name, self.url, self.bodies, connections, kept=None)
+
+
+@dataclass
+class Field:
+    """The contestants, and who is left out for which reason."""
+
+    contestants: list[Contestant] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Who shall run: everyone unless names are given."""
+
+    names: Collection[str] = ()
+
+    def __call__(self, *names: str) -> bool:
+        """Whether any of them shall."""
+        return not self.names or bool(set(names) & set(self.names))
+
+
+@contextlib.contextmanager
+def everyone(
+    folder: Path, subject: Subject, peers: Sequence[Peer], wanted: Wanted = Wanted()
+) -> Iterator[Field]:
+    """Start all that are wanted and installed; at the end none is left."""
+    entered = Field()
+    oracle = answers.Oracle(subject.probabilities(), subject.samples())
+    with contextlib.ExitStack() as stack:
+        for host in HOSTS:
+            if wanted(*host.names):
+                entered.contestants += stack.enter_context(_ours(folder / host.engine, subject, oracle, host))
+        if wanted("stock", "stock mc"):
+            entered.contestants += stack.enter_context(_stock(folder / "stock", subject, oracle))
+        for peer in peers:
+            if not wanted(peer.name):
+                continue
+            if peer.missing:
+                entered.left_out[peer.name] = f"{peer.label} is {peer.missing}"
+            else:
+                entered.contestants.append(
+                    stack.enter_context(_peer(folder / peer.name, subject, oracle, peer))
+                )
+        entered.contestants = [c for c in entered.contestants if wanted(c.name)]
+        yield entered
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of ours: its endpoints' names and labels, and what runs."""
+
+    engine: EngineName
+    names: tuple[str, str]
+    label: str
+    about: str
+
+
+HOSTS = (
+    Host("torchserve", ("plain", "mc"), "dropserve on TorchServe", "one worker, the shipped settings"),
+    Host(
+        "asgi",
+        ("asgi", "asgi mc"),
+        "dropserve on ASGI",
+        "one process of uvicorn, the shipped settings; Monte Carlo has a worker beside it",
+    ),
+)
+
+
+@contextlib.contextmanager
+def _ours(folder: Path, subject: Subject, oracle: answers.Oracle, host: Host) -> Iterator[list[Contestant]]:
+    with serving(folder, subject.version, engine=host.engine) as deployment:
+        url = f"{deployment.url}/predictions/{NAME}"
+
+        def spent(endpoint: str) -> dict[str, float]:
+            found = server_processes(folder / ".run")
+            parts = {"frontend": found["frontend"], "workers": found.get(endpoint, [])}
+            return {key: started.processor_seconds(processes) for key, processes in parts.items()}
+
+        yield [
+            Contestant(
+                host.names[0],
+                host.label,
+                host.about,
+                url,
+                subject.bodies,
+                answers.plain(oracle),
+                lambda: spent(NAME),
+                steady=True,
+            ),
+            Contestant(
+                host.names[1],
+                f"{host.label}, MC of {SAMPLES}",
+                "the Monte Carlo endpoint of the same server",
+                f"{url}-mc",
+                subject.bodies,
+                answers.mc(oracle),
+                lambda: spent(f"{NAME}-mc"),
+                steady=True,
+            ),
+        ]
+
+
+@contextlib.contextmanager
+def _stock(folder: Path, subject: Subject, oracle: answers.Oracle) -> Iterator[list[Contestant]]:
+    with server.running(folder, subject.weights) as stock:
+        yield [
+            Contestant(
+                "stock",
+                "stock TorchServe",
+                "a handler on BaseHandler and an eager model, default configuration and logging",
+                f"{stock.url}/predictions/plain",
+                subject.bodies,
+                answers.read_by(lambda document: document["predictions"][0], oracle),
+                stock.processor_seconds,
+                steady=True,
+            ),
+            Contestant(
+                "stock mc",
+                f"stock TorchServe, loop of {SAMPLES}",
+                f"the same with dropout on and a loop of {SAMPLES} passes",
+                f"{stock.url}/predictions/mc",
+                subject.bodies,
+                answers.drawn_anew(oracle),
+                stock.processor_seconds,
+            ),
+        ]
+
+
+@contextlib.contextmanager
+def _peer(folder: Path, subject: Subject, oracle: answers.Oracle, peer: Peer) -> Iterator[Contestant]:
+    peer.place(folder, subject.version.path("model.onnx"))
+    port, other, third = free_ports(3)
+    words = {"bin": peer.programs, "port": port, "other": other, "third": third}
+    environment = {key: text.format(**words) for key, text in peer.environment.items()}
+    with started.server([part.format(**words) for part in peer.command], folder, environment) as process:
+        url = f"http://127.0.0.1:{port}{peer.path}"
+        questions = [peer.ask(row) for row in subject.rows.tolist()]
+        process.await_answer(url, questions[0])
+        yield Contestant(
+            peer.name,
+            peer.label,
+            peer.about,
+            url,
+            [json.dumps(question) for question in questions],
+            answers.read_by(peer.read, oracle),
+            process.processor_seconds,
+            process=process,
+        )
