@@ -1,7 +1,8 @@
 """Print every promise of the project as a row: figure, bar, PASS, FAIL or NOT RUN.
 
 ``accept.toml`` holds the promises. A row names a script of this folder and a key of the figures that it
-writes, or a test. A row with neither is NOT RUN. Exit status 1 unless every row asked for passes.
+writes, or a test. A row with neither is NOT RUN, and so is one whose script says that it could not
+measure (a figure ``not_run`` with the reason). Exit status 1 unless every row asked for passes.
 
     python benchmarks/accept.py            every group
     python benchmarks/accept.py endpoint   one group
@@ -63,7 +64,8 @@ def judge(row: dict[str, Any]) -> tuple[str, str]:
     if "script" not in row:
         return row.get("why", "no script yet"), "NOT RUN"
     found = figures(row["script"])
-    if why := found.get("not_run", {}).get(row["key"]):
+    not_run: str | dict[str, str] = found.get("not_run", {})  # why: of the whole script, or of some keys
+    if why := not_run if isinstance(not_run, str) else not_run.get(row["key"]):
         return why, "NOT RUN"
     figure = found.get(row["key"], found.get("error", f"no figure {row['key']!r}"))
     if row["key"] not in found:

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from dropserve.project import packaged_stages
-from dropserve.training.fit import fit, seeded
+from dropserve.training.fit import fit
 from dropserve.training.learner import Batches, Learner, build_optimiser
 from dropserve.training.recipe_file import load_recipe
 from dropserve.training.run import Prepared, prepare
+from dropserve.training.seeding import seeded
 
 
 def by_hand(prepared: Prepared) -> tuple[float, float]:

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from dropserve.dropout.calls import DropoutCall
 from dropserve.dropout.mode import DropoutMode
 from dropserve.training import stack as stacking
-from dropserve.training.fit import fit, seeded
+from dropserve.training.fit import fit
 from dropserve.training.learner import Batches
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import Prepared, prepare
+from dropserve.training.seeding import seeded
 from dropserve.training.stack import Member, Rows, StackSettings, train_stack
 from dropserve.training.stack_group import mask_rows
 from dropserve.training.stack_losses import squared_error

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import JsonValue
 
-from dropserve.manifest import ImageRecord, SourceRecord, Task, VersionManifest
+from dropserve.columns import Column
+from dropserve.manifest import ImageRecord, Preprocessing, SourceRecord, Task, VersionManifest
 from dropserve.serving import torchserve
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import free_ports
@@ -137,6 +138,7 @@ def publish(
     example: object = (0.5, -1.0, 0.25, 2.0, 0.0, 1.0),
     calibration: dict[str, JsonValue] | None = None,
     images: Mapping[str, ImageRecord] | None = None,
+    columns: tuple[Column, ...] = (),
 ) -> Stored[VersionManifest]:
     """Publish a version with these graph files, an example and both archives, as export does."""
     with store.staging(name, VersionManifest) as staging:
@@ -151,6 +153,7 @@ def publish(
             sites=sites,
             calibration=calibration,
             images=dict(images or {}),
+            preprocessing=Preprocessing(columns={"input": columns} if columns else {}),
         )
         for file, content in files.items():
             (staging.folder / file).write_bytes(content)
@@ -258,14 +261,48 @@ def photos_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionMa
     )
 
 
+STAFF = (
+    Column(name="age", fill=41.5),
+    Column(name="job", categories=("clerk", "nurse", "teacher")),
+    Column(name="grade", categories=("1", "2", "3"), other=True, fill=1),
+    Column(name="pay"),
+)
+
+
+@pytest.fixture(scope="session")
+def staff_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionManifest]:
+    """output[N, 1] = age + 100 job + 1000 grade + 10000 pay, with codes for categories and gaps filled."""
+    weights = {
+        "fill": np.array([41.5, 0, 1, 0], np.float32),
+        "weight": np.array([[1], [100], [1000], [10000]], np.float32),
+    }
+    nodes = [
+        helper.make_node("IsNaN", ["input"], ["gap"]),
+        helper.make_node("Where", ["gap", "fill", "input"], ["whole"]),
+        helper.make_node("MatMul", ["whole", "weight"], ["output"]),
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return publish(
+        Store(tmp_path_factory.mktemp("staff") / "model_store"),
+        "staff",
+        {"model.onnx": _model(nodes, [_io("input", 4)], [_io("output", 1)], constants)},
+        task="regression",
+        inputs=(TensorSpec(name="input", shape=(4,)),),
+        outputs=(TensorSpec(name="output", shape=(1,)),),
+        example={"age": None, "job": "nurse", "grade": "7", "pay": 2},
+        columns=STAFF,
+    )
+
+
 @pytest.fixture(scope="session")
 def served(
     mlp_version: Stored[VersionManifest],
     embedding_version: Stored[VersionManifest],
     photos_version: Stored[VersionManifest],
+    staff_version: Stored[VersionManifest],
 ) -> list[Stored[VersionManifest]]:
-    """What the shared servers serve: mlp, mlp-mc, words, photos and photos-mc."""
-    return [mlp_version, embedding_version, photos_version]
+    """What the shared servers serve: mlp, mlp-mc, words, photos, photos-mc and staff."""
+    return [mlp_version, embedding_version, photos_version, staff_version]
 
 
 @pytest.fixture(scope="session")

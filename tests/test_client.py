@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
 import dropserve
@@ -56,6 +57,25 @@ def test_a_real_server_answers_in_types(server: Any) -> None:
     assert doubt.predictive_entropy > 0
     assert set(doubt.standard_deviation) == set("abcd")
     assert words[1].outputs == {"output": [6, 7, 8]}
+
+
+def test_rows_of_a_table_travel_by_name_by_list_and_by_column(server: Any) -> None:
+    """The model is age + 100 job + 1000 grade + 10000 pay; gaps are age 41.5 and the second grade."""
+    rows = [
+        {"age": 30, "job": "nurse", "grade": "3", "pay": 2},
+        {"age": None, "job": "clerk", "grade": None, "pay": 1},
+        {"age": 1.5, "job": "teacher", "grade": "unheard of", "pay": 0},
+    ]
+    expected = [30 + 100 + 2000 + 20000, 41.5 + 1000 + 10000, 1.5 + 200 + 3000]
+    with Client(server.url) as client:
+        ways = [rows, [list(row.values()) for row in rows], pd.DataFrame(rows)]
+        for instances in ways:
+            assert [prediction.value for prediction in client.predict("staff", instances)] == expected
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        columns["age"] = np.array(columns["age"], np.float32)
+        assert client.infer("staff", columns)["value"].ravel().tolist() == expected
+        with pytest.raises(RequestError, match='instance 0, "job" is null; expected one of "clerk"'):
+            client.predict("staff", [rows[0] | {"job": None}])
 
 
 def test_async_answers_the_same(server: Any) -> None:
@@ -200,7 +220,7 @@ def test_tensors_that_do_not_fit_are_refused_in_words(server: Any) -> None:
             client.infer("mlp", {"input": np.array([ROW])})
         with pytest.raises(ServerError, match="serves no nobody"):
             client.infer("nobody", {"input": np.float32([ROW])})
-        for value in (["a"], 5.0, [1j]):
+        for value in (5.0, [1j], [None], np.array(["a", 1], object)):
             with pytest.raises(UsageError, match=r"expected numbers \[rows, \.\.\.\]"):
                 client.infer("mlp", {"input": value})
         with pytest.raises(UsageError, match="sample: expected samples, seed"):

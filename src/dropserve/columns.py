@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MISSING_CATEGORY = "missing"  # of missing values, where a recipe makes them a category of their own
 
@@ -35,6 +35,23 @@ class Column(BaseModel):
     categories: tuple[str, ...] = ()
     other: bool = False
     fill: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Column:
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError("a category stands twice")
+        if self.other and not self.categories:
+            raise ValueError("other without categories: they are what it is other than")
+        if self.categories and self.fill is not None and self.fill not in range(self.codes):
+            raise ValueError(
+                f"fill is {self.fill:g}; expected the place of a category, 0 to {self.codes - 1}"
+            )
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds numbers alone, none of them missing."""
+        return not self.categories and self.fill is None
 
     @property
     def codes(self) -> int:
@@ -61,7 +78,7 @@ def request_row(row: list[Any], columns: Sequence[Column]) -> Any:
         row: numbers, as nested lists.
         columns: of the table; none for rows that are no table's.
     """
-    if not any(column.categories or column.fill is not None for column in columns):
+    if all(column.is_plain for column in columns):
         return row
     return {column.name: column.value(number) for column, number in zip(columns, row, strict=True)}
 

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
+from dropserve.columns import Column
 from dropserve.errors import DataError
+from dropserve.export.artefacts import build
+from dropserve.export.parity import parity_checks
+from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
+from dropserve.manifest import Preprocessing
+from dropserve.model import ServedModel
 from dropserve.signature import Axis, TensorSpec, parse_input
 
 LENGTH = Axis(name="L", maximum=9)
@@ -80,3 +90,55 @@ def test_variable_axes_share_their_length_across_inputs() -> None:
 def test_rows_that_do_not_fit_are_refused(rows: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Subject("net", nn.Identity(), (parse_input("3"),), rows)
+
+
+COLUMNS = (
+    Column(name="age", fill=40.0),
+    Column(name="job", categories=("a", "b", "c")),
+    Column(name="grade", categories=("x", "y"), other=True, fill=1.0),
+    Column(name="pay"),
+)
+
+
+def of_a_table() -> Subject:
+    rows = np.column_stack([np.linspace(1, 9, 20), np.arange(20) % 3, np.arange(20) % 3, np.arange(20)])
+    rows[4, 0] = np.nan
+    spec = TensorSpec(name="input", shape=(4,))
+    preprocessing = Preprocessing(columns={"input": COLUMNS})
+    module = ServedModel(nn.Linear(7, 2), preprocessing, {"input": (4,)}).eval()
+    return Subject("staff", module, (spec,), {"input": rows.astype(np.float32)}, {"input": COLUMNS})
+
+
+def test_rows_of_a_table_hold_codes_and_gaps_where_they_may_be() -> None:
+    subject = of_a_table()
+    assert subject.kinds == ("rows", "random", "zeros", "large", "missing")
+    for kind in subject.kinds:
+        rows = subject.batch(200, seed=1, kind=kind)["input"].numpy()
+        gaps = np.isnan(rows)
+        assert not gaps[:, [1, 3]].any()
+        for place in (1, 2):
+            codes = rows[~gaps[:, place], place]
+            assert set(codes) <= set(range(3))
+            assert kind == "zeros" or len(set(codes)) == 3
+        if kind == "missing":
+            assert gaps[0].tolist() == [True, False, True, False]
+            assert (np.abs(gaps[:, [0, 2]].mean(axis=0) - 0.5) < 0.15).all()
+        elif kind != "rows":
+            assert not gaps.any()
+    assert "missing" not in Subject("numbers", nn.Identity(), subject.inputs, subject.rows).kinds
+
+
+def test_parity_sees_a_graph_that_does_not_fill_gaps(tmp_path: Path) -> None:
+    """Without rows of gaps such a graph would pass: no other kind of input has one."""
+    settings = ExportSettings(formats=("onnx",), batch_sizes=(1, 3))
+    subject = of_a_table()
+    whole = replace(subject, rows={"input": np.nan_to_num(subject.rows["input"])})  # type: ignore[index]  # has rows
+    artefacts = build(whole, tmp_path, settings)
+    assert {check.verdict for check in parity_checks(whole, artefacts, settings)} == {"passed"}
+    graph = onnx.load(artefacts.paths["model.onnx"])
+    (gap,) = [node for node in graph.graph.node if node.op_type == "IsNaN"]
+    gap.op_type = "IsInf"
+    onnx.save(graph, artefacts.paths["model.onnx"])
+    failed = {c.name: c for c in parity_checks(whole, artefacts, settings) if c.verdict == "failed"}
+    assert "parity-onnx" in failed
+    assert "missing" in failed["parity-onnx"].evidence

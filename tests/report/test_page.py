@@ -12,7 +12,8 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from dropserve.manifest import CheckRecord
+from dropserve.columns import Column
+from dropserve.manifest import CheckRecord, Preprocessing
 from dropserve.report.content import Gallery
 from dropserve.report.evidence import Evidence, HeldOut
 from dropserve.report.page import compose, render, write_report
@@ -130,8 +131,10 @@ HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=y>"
 def test_hostile_names_labels_and_evidence_are_text(make: Make, class_rows: Rows, value_rows: Rows) -> None:
     record = CheckRecord(name=HOSTILE, verdict="waived", evidence=HOSTILE, remedy=HOSTILE, where=HOSTILE)
     held = class_rows()
-    rows = replace(held, inputs={HOSTILE: held.inputs["input"] - 3, "b": np.arange(200)})
-    data: dict[str, Any] = {"source": HOSTILE, "rows": {HOSTILE: 5}, "columns": [HOSTILE] * 10}
+    rows = replace(held, inputs={HOSTILE: np.zeros_like(held.inputs["input"]), "b": np.arange(200)})
+    data: dict[str, Any] = {"source": HOSTILE, "rows": {HOSTILE: 5}}
+    column = Column(name=HOSTILE, categories=(HOSTILE, "b"), fill=0)
+    table = Preprocessing(columns={HOSTILE: (column,) * 64})
     evidence = make(
         rows,
         name=HOSTILE,
@@ -139,7 +142,7 @@ def test_hostile_names_labels_and_evidence_are_text(make: Make, class_rows: Rows
         checks=(record,),
         parity={HOSTILE: {"runs": 1, "problem": HOSTILE, "max": 0.0}},
         seconds={HOSTILE: 1.0},
-        run_changes={"data": data, "metrics": {HOSTILE: 1.0}},
+        run_changes={"data": data, "metrics": {HOSTILE: 1.0}, "preprocessing": table},
     )
     regressor = make(value_rows(), task="regression", name=HOSTILE, run_changes={"data": data})
     absent = make(HOSTILE, calibrated=HOSTILE)
@@ -150,6 +153,23 @@ def test_hostile_names_labels_and_evidence_are_text(make: Make, class_rows: Rows
         assert not any(tag == "img" and attributes.get("src") == "x" for tag, attributes in read(html).tags)
     text = "".join(read(render(compose(evidence))).text)
     assert text.count(HOSTILE) > 15, "shown as it is, everywhere"
+
+
+def test_rows_of_a_table_are_told_by_name_in_the_words_of_a_request(make: Make, class_rows: Rows) -> None:
+    held = class_rows()
+    rows = np.tile(np.float32([np.nan, 1, 2, 5]), (held.rows, 16))  # 64 numbers that are no picture
+    job = Column(name="job", categories=("clerk", "nurse"), fill=0)
+    grade = Column(name="grade", categories=("x", "y"), other=True)
+    four = (Column(name="age", fill=41.5), job, grade, Column(name="pay"))
+    columns = tuple(c.model_copy(update={"name": f"{c.name}{n}"}) for n in range(16) for c in four)
+    table = Preprocessing(columns={"input": columns})
+    page = compose(make(replace(held, inputs={"input": rows}), run_changes={"preprocessing": table}))
+    text = " ".join(" ".join(read(render(page)).text).split())
+    assert "age0 missing" in text
+    assert "job0 nurse" in text
+    assert "grade0 other" in text
+    assert "job0 clerk, nurse clerk" in text, "what it takes, and what stands in for a missing one"
+    assert "grade0 x, y, or another refused" in text
 
 
 def test_waivers_come_before_everything_else(make: Make) -> None:

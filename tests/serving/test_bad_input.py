@@ -82,6 +82,14 @@ SPECIAL: dict[str, dict[str, Any]] = IMAGES | {
     "7,000,000 blanks": {"content": b" " * 7_000_000},
 }
 
+STAFF = "V2 with "  # a good request to the model staff, but for one column
+STAFF_ROW = {
+    "age": {"shape": [1], "datatype": "FP32", "data": [3]},
+    "job": {"shape": [1], "datatype": "BYTES", "data": ["clerk"]},
+    "grade": {"shape": [1], "datatype": "BYTES", "data": ["1"]},
+    "pay": {"shape": [1], "datatype": "FP64", "data": [5]},
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -116,6 +124,10 @@ def send(http: httpx.Client, url: str, case: Case) -> httpx.Response:
     address = f"{url}/predictions/{case.endpoint}"
     if not case.body.startswith("*"):
         return http.post(address, content=case.body.strip("`").encode(), headers=JSON)
+    if (change := case.body.strip("*")).startswith(STAFF):
+        name, _, entry = change.removeprefix(STAFF).partition(": ")
+        columns = [{"name": name} | keys for name, keys in (STAFF_ROW | {name: json.loads(entry)}).items()]
+        return http.post(address, content=json.dumps({"inputs": columns}).encode(), headers=JSON)
     how = SPECIAL[case.body.strip("*")]
     if "files" in how:
         return http.post(address, files=how["files"])

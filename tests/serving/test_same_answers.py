@@ -29,6 +29,14 @@ def requests() -> list[Request]:
             document = {"inputs": [tensor(shape=[len(rows), 6], data=rows)], "parameters": settings}
             found.append(Request("settings", "/v2/models/mlp-mc/infer", dump(document)))
     found.append(Request("words", "/predictions/words", dump({"instances": list(range(7))})))
+    row = {"age": None, "job": "nurse", "grade": "7", "pay": 2.5}
+    found.append(Request("staff", "/predictions/staff", dump({"instances": [row, list(row.values())]})))
+    kinds = {"age": "FP32", "job": "BYTES", "grade": "BYTES", "pay": "FP64"}
+    columns = [
+        {"name": name, "shape": [1], "datatype": kind, "data": [row[name]]} for name, kind in kinds.items()
+    ]
+    found.append(Request("staff", "/v2/models/staff/infer", dump({"inputs": columns})))
+    found.append(Request("refused", "/predictions/staff", dump({"instances": [row | {"job": "smith"}]})))
     found.append(Request("photos", "/predictions/photos", dump({"instances": [[7] * 48]})))
     found.append(Request("many", "/predictions/mlp", dump({"instances": [[i / 7] * 6 for i in range(3000)]})))
     wrong = ({"instances": [[1]]}, {"instances": [[1e308] * 6]}, {"inputs": [tensor(shape=[6])]})

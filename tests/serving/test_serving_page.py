@@ -54,4 +54,4 @@ def test_links_and_files_of_the_page_are_there() -> None:
         assert (ROOT / "docs" / name).is_file(), name
     for name in re.findall(r"`((?:serving|benchmarks|tests)/[\w./-]+\.\w+)`", PAGE):
         assert (ROOT / name).is_file(), name
-    assert len(ASKED) == 4
+    assert len(ASKED) == 5

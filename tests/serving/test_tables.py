@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,12 @@ from hypothesis import strategies as st
 from dropserve.columns import Column, spellings
 from dropserve.errors import RequestError
 from dropserve.manifest import Preprocessing, SourceRecord, VersionManifest
+from dropserve.serving.asgi import table_schemas
+from dropserve.serving.loaded import Loaded
+from dropserve.serving.metadata import describe_model
+from dropserve.serving.predictor import Predictor
 from dropserve.serving.protocol import Codec
+from dropserve.serving.tables import table_reader
 from dropserve.signature import Signature, TensorSpec
 
 AGE = Column(name="age", fill=41.5)
@@ -25,9 +31,9 @@ HEADER = "Inference-Header-Content-Length"
 NAMES = '"age", "job", "grade", "pay"'
 
 
-def codec(*columns: Column) -> Codec:
+def manifest(*columns: Column) -> VersionManifest:
     spec = TensorSpec(name="input", shape=(len(columns),))
-    manifest = VersionManifest(
+    return VersionManifest(
         name="staff",
         version=1,
         run="r",
@@ -36,7 +42,10 @@ def codec(*columns: Column) -> Codec:
         source=SourceRecord(spec="/x/net.py:Net", sha256="0" * 64, copy_file="source/net.py"),
         preprocessing=Preprocessing(columns={"input": columns}),
     )
-    return Codec(manifest, monte_carlo=False)
+
+
+def codec(*columns: Column) -> Codec:
+    return Codec(manifest(*columns), monte_carlo=False)
 
 
 STAFF = codec(*COLUMNS)
@@ -112,7 +121,7 @@ def packed(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
 
 
 @given(ROWS, st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_way_to_send_a_row_gives_the_same_numbers(rows: list[dict[str, Any]], random: Any) -> None:
     wanted = expected(rows)
     shuffled = [dict(random.sample(list(row.items()), 4)) for row in rows]
@@ -354,7 +363,7 @@ JSON = st.recursive(
 @given(
     JSON | st.lists(st.fixed_dictionaries(dict.fromkeys(GOOD, JSON)) | st.lists(JSON, min_size=4, max_size=4))
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_comes_is_read_or_refused_in_words(instances: Any) -> None:
     try:
         rows = ask({"instances": instances})
@@ -364,6 +373,55 @@ def test_whatever_comes_is_read_or_refused_in_words(instances: Any) -> None:
         assert rows.shape == (len(instances), 4)
         assert not np.isnan(rows[:, [1, 3]]).any()
         assert not np.isinf(rows).any()
+
+
+_CELLS = JSON | st.sampled_from(["clerk", "nurse", "", "1", "seven", 1, 2.0, 4, None, True, 1e39, -5, {}])
+
+
+@given(
+    st.fixed_dictionaries(dict.fromkeys(GOOD, _CELLS))
+    | st.lists(_CELLS, min_size=3, max_size=5)
+    | st.fixed_dictionaries({"input": st.lists(_CELLS, min_size=4, max_size=4)})
+    | st.fixed_dictionaries(
+        {"age": st.just(3), "job": st.just("clerk")}, optional={"grade": _CELLS, "pay": _CELLS}
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_the_schema_takes_what_the_codec_takes(instance: Any) -> None:
+    table = table_reader(manifest(*COLUMNS))
+    assert table is not None
+    allowed = jsonschema_rs.is_valid(table_schemas.instance(table), instance)
+    try:
+        ask({"instances": [instance]})
+    except RequestError:
+        assert not allowed
+    else:
+        assert allowed
+
+
+@pytest.mark.parametrize("text", ["1", "1.0", "01", "1.5", "true", "True", "x", "1e3", "inf"])
+@pytest.mark.parametrize("value", [1, 1.0, 1.5, True, False, "1", "1.0", "01", "true", "x", 1000, 1000.0])
+def test_the_schema_takes_the_numbers_that_the_codec_takes(text: str, value: Any) -> None:
+    column = Column(name="x", categories=(text,))
+    table = table_reader(manifest(column))
+    assert table is not None
+    allowed = jsonschema_rs.is_valid(table_schemas.instance(table), [value])
+    assert allowed == (table.cells["x"].read(value) is not None)
+
+
+def test_metadata_names_an_input_for_each_column(staff_version: Any) -> None:
+    predictor = Predictor(staff_version)
+    loaded = Loaded(predictor, Codec(staff_version.manifest, monte_carlo=False), 10**6, "onnx")
+    found = describe_model("staff", loaded)["inputs"]
+    assert [(each["name"], each["datatype"], each["shape"]) for each in found] == [
+        ("age", "FP32", [-1]),
+        ("job", "BYTES", [-1]),
+        ("grade", "BYTES", [-1]),
+        ("pay", "FP32", [-1]),
+    ]
+    table = table_reader(staff_version.manifest)
+    assert table is not None
+    assert [each["properties"]["name"]["const"] for each in table_schemas.inputs(table)] == list(GOOD)
 
 
 def test_many_categories_are_not_all_told_and_the_nearest_come_first() -> None:

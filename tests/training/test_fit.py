@@ -20,11 +20,12 @@ from dropserve.errors import TrainingError, UsageError
 from dropserve.model import build_served, load_class
 from dropserve.store import Store
 from dropserve.training.data import Dataset, load_dataset
-from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.fit import Fitted, choose_device, fit
 from dropserve.training.learner import Batches, Epoch, beta_nll, gaussian_nll
 from dropserve.training.recipe import Recipe
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import prepare, train
+from dropserve.training.seeding import seeded
 
 HERE = Path()
 

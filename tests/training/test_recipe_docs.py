@@ -24,6 +24,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[data.columns.NAME]": ColumnTable,
     "[training]": schema.TrainingTable,
     "[augmentation]": schema.AugmentationTable,
+    "[uncertainty]": schema.UncertaintyTable,
     "[optimiser]": schema.OptimiserTable,
     **{
         ", ".join(get_args(each.model_fields["source"].annotation)): each

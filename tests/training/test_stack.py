@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dropserve.errors import UnmaskableError, UsageError
-from dropserve.training.fit import fit, seeded
+from dropserve.training.fit import fit
 from dropserve.training.learner import Batches, build_optimiser
 from dropserve.training.recipe import OptimiserTable
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import prepare
+from dropserve.training.seeding import seeded
 from dropserve.training.stack import Member, Rows, StackSettings, stacked_net, train_stack
 from dropserve.training.stack_chain import chain
 from dropserve.training.stack_group import mask_rows

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from dropserve.dropout.statistics import classification
 from dropserve.errors import UsageError
-from dropserve.uncertainty.ood import SCORES, OodThreshold, detection, scores
+from dropserve.uncertainty.ood import NEAREST, SCORES, OodThreshold, detection, scores
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def test_scores_by_their_definitions(logits):
     probabilities = special.softmax(logits, -1)
     found = scores(classification(probabilities, scheme="iid", block=10), logits)
     mean = probabilities.mean(0)
-    assert set(found) == set(SCORES)
+    assert {*found, NEAREST} == set(SCORES)
     assert np.allclose(found["max_probability"], 1 - mean.max(1))
     assert np.allclose(found["predictive_entropy"], stats.entropy(mean, axis=1))
     expected = stats.entropy(mean, axis=1) - stats.entropy(probabilities, axis=-1).mean(0)

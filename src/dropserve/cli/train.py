@@ -135,11 +135,13 @@ def _summary(prepared: Prepared) -> str:
     recipe, split = prepared.file.recipe, prepared.dataset.split
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     title = escape(dataset_title(prepared.dataset))
+    columns, width = prepared.dataset.table.columns, prepared.dataset.features[0].size
+    inputs = f"{len(columns)} columns as {width} inputs; " if columns and width != len(columns) else ""
     calibrate = f"{len(split.calibration)} to calibrate, " if len(split.calibration) else ""
     return (
         f"[bold]{recipe.name}[/]: {recipe.task} with {type(prepared.model).__name__} "
         f"({parameters:,} parameters) on {prepared.device}, seed {recipe.training.seed}\n"
-        f"{title}: {len(split.train)} rows to train, {len(split.validation)} to validate, "
+        f"{title}: {inputs}{len(split.train)} rows to train, {len(split.validation)} to validate, "
         f"{calibrate}{len(split.test)} to test"
     )
 
@@ -196,6 +198,10 @@ def import_(
         list[str] | None,
         typer.Option(help="NAME=VALUE for the constructor; repeat it.", show_default=False),
     ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(help="JSON: columns of a table and scaling, before the model.", show_default=False),
+    ] = None,
 ) -> None:
     """Bring in a model trained elsewhere, and publish it as a run in model_store/."""
     console = Console()
@@ -212,6 +218,7 @@ def import_(
             task=task or ("classification" if labels else "raw"),
             labels=[label.strip() for label in labels.split(",")] if labels else (),
             arguments=parse_arguments(arg or []),
+            preprocessing=preprocessing,
         )
     manifest = done.run.manifest
     inward, outward = (

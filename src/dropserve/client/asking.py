@@ -91,14 +91,15 @@ class Asking:
         """
         if isinstance(instances, bytes | bytearray | Path):
             return self._image(model, instances, _parameters(model, mc=mc, settings=settings), mc=mc)
-        rows = instances.tolist() if hasattr(instances, "tolist") else instances
+        rows = _rows(instances)
         parameters = _parameters(model, mc=mc, settings=settings)
         document = {"instances": rows} | ({"parameters": parameters} if parameters else {})
         try:
             body = json.dumps(document, allow_nan=False, default=_as_json).encode()
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"instances cannot be sent as JSON: {error}; expected rows of finite numbers"
+                f"instances cannot be sent as JSON: {error}; expected rows of finite numbers or texts, None "
+                "for a gap"
             ) from error
         return Request(f"/predictions/{_endpoint(model, mc=mc)}", body, {})
 
@@ -193,6 +194,14 @@ def _error_text(response: httpx.Response) -> str:
         return str(document.get("error") or document.get("message") or document)
     except (ValueError, AttributeError):
         return response.text[:300] or response.reason_phrase
+
+
+def _rows(instances: Any) -> Any:
+    """Instances as JSON has them: arrays as lists, a pandas DataFrame as an object for each row."""
+    if hasattr(instances, "to_dict") and hasattr(instances, "columns"):
+        whole = instances.astype(object)
+        return whole.where(whole.notna(), None).to_dict("records")
+    return instances.tolist() if hasattr(instances, "tolist") else instances
 
 
 def _content(image: bytes | bytearray | Path) -> bytes:

@@ -55,8 +55,9 @@ class Client(Asking):
 
         Args:
             model: the model's name.
-            instances: rows: nested lists, an array [B, ...], or one mapping a row for several inputs. An
-                image is the bytes of a PNG or JPEG file, or its ``Path``: alone, or as one of the rows.
+            instances: rows: nested lists, an array [B, ...], or one mapping a row: of the columns of a table
+                (a pandas DataFrame is a row each) or of several inputs. None is a missing value. An image is
+                the bytes of a PNG or JPEG file, or its ``Path``: alone, or as one of the rows.
             mc: ask the Monte Carlo endpoint, for uncertainty.
             **settings: Monte Carlo settings: samples, seed, scheme, coverage, tolerance.
 
@@ -82,7 +83,8 @@ class Client(Asking):
 
         Args:
             model: the model's name.
-            inputs: for the name of each input [B, ...] in the dtype of the model.
+            inputs: for the name of each input [B, ...] in the dtype of the model. A table with categories has
+                an input for each column: numbers (NaN for a missing one), or texts (None).
             mc: ask the Monte Carlo endpoint; statistics are outputs of their own.
             outputs: names of the outputs wanted; all by default.
             id: echoed.

@@ -53,19 +53,23 @@ def pack(
     """The body of a request, and the header that says where its JSON ends.
 
     Raises:
-        UsageError: if an input is no array of numbers.
+        UsageError: if an input is no array of numbers or texts.
     """
     entries: list[dict[str, Any]] = []
     binary = bytearray()
     for name, value in inputs.items():
         array = np.asarray(value)
-        if array.dtype.name not in _DATATYPES or array.ndim == 0:
+        datatype = "BYTES" if _holds_texts(array) else _DATATYPES.get(array.dtype.name)
+        if datatype is None or array.ndim == 0:
             raise UsageError(
-                f"input {name!r} is {array.dtype} of shape {list(array.shape)}; expected numbers [rows, ...]"
+                f"input {name!r} is {array.dtype} of shape {list(array.shape)}; expected numbers [rows, ...] "
+                "or texts, None for a missing one"
             )
-        raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        if datatype == "BYTES":
+            raw = b"".join(_led_by_length(text or "") for text in array.ravel().tolist())
+        else:
+            raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         size = {"binary_data_size": len(raw)}
-        datatype = _DATATYPES[array.dtype.name]
         entries.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
         binary += raw
     document: dict[str, Any] = {"inputs": entries, "parameters": {**parameters, "binary_data_output": True}}
@@ -75,6 +79,19 @@ def pack(
         document["id"] = identity
     text = json.dumps(document).encode()
     return text + bytes(binary), {JSON_LENGTH: str(len(text)), "content-type": "application/octet-stream"}
+
+
+def _holds_texts(array: NDArray[Any]) -> bool:
+    """Texts, or None for a missing one, and at least one text."""
+    if array.dtype.kind == "U":
+        return True
+    kinds = set(map(type, array.ravel().tolist())) if array.dtype.kind == "O" else set[type]()
+    return str in kinds and kinds <= {str, type(None)}
+
+
+def _led_by_length(text: str) -> bytes:
+    content = text.encode()
+    return len(content).to_bytes(4, "little") + content
 
 
 def unpack(response: httpx.Response) -> Tensors:

@@ -19,7 +19,7 @@ from dropserve.store import hash_folder, write_manifest
 CONFIG, HANDLER = "model-config.yaml", "handler.py"
 EXAMPLE = "example.json"
 PLAIN = ("model.onnx", "model.ts", EXAMPLE)
-MONTE_CARLO = ("trunk.onnx", "head.onnx", "masked.ts", EXAMPLE)
+MONTE_CARLO = ("trunk.onnx", "head.onnx", "masked.ts", "nearest.onnx", "nearest.ts", EXAMPLE)
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,46 @@ from pydantic import JsonValue
 
 from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.dropout.statistics import softmax
-from dropserve.errors import DropserveError
+from dropserve.errors import DropserveError, ExportError
 from dropserve.manifest import RunManifest
 from dropserve.report.evidence import HeldOut
 from dropserve.store import Stored
+from dropserve.uncertainty.choices import Choices
 from dropserve.uncertainty.fitting import calibrate_classifier, calibrate_regressor
 from dropserve.uncertainty.metrics import ece
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import split_head
 
-from .artefacts import HEAD, MODEL, TRUNK, Artefacts
+from .artefacts import HEAD, MODEL, TRUNK, Artefacts, example_batch
 from .comparison import Array
+from .nearest import NAME, NEAREST, write_nearest
 from .onnx import OnnxProgram
+from .settings import ExportSettings
+from .subject import Subject
 
-VALIDATION, CALIBRATION, TARGET = "validation.npz", "calibration.npz", "target"
+VALIDATION, CALIBRATION, REFERENCE = "validation.npz", "calibration.npz", "reference.npz"
+TARGET = "target"
 MOST_ROWS = 5000  # coverage is then within 0.9 points of what was asked, 19 times of 20
 _MOST_NUMBERS = 2**26  # of all samples
 _PASS = 256  # rows of the deterministic graph at a time
+
+
+def with_nearest(
+    run: Stored[RunManifest], subject: Subject, artefacts: Artefacts, settings: ExportSettings
+) -> Artefacts:
+    """The same with the graph of the score ``nearest``, where the recipe chose it and samples can be drawn.
+
+    Raises:
+        ExportError: if the run kept no training rows, or the model's hidden layers cannot be compared.
+    """
+    if not artefacts.sites or Choices.of(run.manifest.recipe).ood_score != NAME:
+        return artefacts
+    if REFERENCE not in run.manifest.files:
+        raise ExportError(f"the run has no training rows to compare with ({REFERENCE}); train again")
+    with np.load(run.path(REFERENCE), allow_pickle=False) as arrays:
+        rows = {spec.name: arrays[spec.name].astype(spec.numpy_dtype) for spec in subject.inputs}
+    written = write_nearest(subject, rows, example_batch(subject), settings, artefacts.folder)
+    return replace(artefacts, paths={**artefacts.paths, **written})
 
 
 def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
@@ -64,13 +87,22 @@ def _ask(artefacts: Artefacts, held: Mapping[str, Array]) -> HeldOut:
     count = min(available, MOST_ROWS, max(1, _MOST_NUMBERS // per_row))
     chosen = np.sort(np.random.default_rng(0).permutation(available)[:count])
     inputs = {spec.name: held[spec.name][chosen].astype(spec.numpy_dtype) for spec in specs}
-    model = OnnxProgram(artefacts.paths[MODEL])
+    plain = _in_passes(OnnxProgram(artefacts.paths[MODEL]), inputs, count)
+    samples = _sample(artefacts, inputs, settings) if artefacts.sites else None
+    found = HeldOut(inputs, held[TARGET][chosen], plain, samples, settings, available)
+    if NEAREST not in artefacts.paths:
+        return found
+    nearest = _in_passes(OnnxProgram(artefacts.paths[NEAREST]), inputs, count)
+    return replace(found, nearest=nearest.astype(np.float64))
+
+
+def _in_passes(program: OnnxProgram, inputs: Mapping[str, Array], count: int) -> Array:
+    """The one output of a program for all rows."""
     parts = [
-        next(iter(model({name: array[at : at + _PASS] for name, array in inputs.items()}).values()))
+        next(iter(program({name: array[at : at + _PASS] for name, array in inputs.items()}).values()))
         for at in range(0, count, _PASS)
     ]
-    samples = _sample(artefacts, inputs, settings) if artefacts.sites else None
-    return HeldOut(inputs, held[TARGET][chosen], np.concatenate(parts), samples, settings, available)
+    return np.concatenate(parts)
 
 
 def _parted(held: HeldOut) -> HeldOut:
@@ -121,7 +153,7 @@ def calibrate(
     if isinstance(held, str):
         return None, f"not calibrated: {held}"
     try:
-        record, line = _fit(manifest.task == "classification", artefacts, held)
+        record, line = _fit(manifest.task == "classification", artefacts, held, Choices.of(manifest.recipe))
     except DropserveError as error:
         return None, f"not calibrated: {error}"
     return record.to_json(), f"calibrated on {record.rows} held-out rows{which(run)}: {line}"
@@ -134,16 +166,28 @@ def which(run: Stored[RunManifest]) -> str:
     return " (which also chose the epoch)" if run.manifest.recipe else ""
 
 
-def _fit(classes: bool, artefacts: Artefacts, held: HeldOut) -> tuple[Calibration, str]:
+def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -> tuple[Calibration, str]:
     settings, sites, samples = held.settings, artefacts.sites, held.samples
     assert samples is not None  # noqa: S101  # for the type checker: there are sites
     flat = samples.reshape(settings.samples, held.rows, -1)
     if classes:
-        record = calibrate_classifier(flat, held.target, held.inputs, settings=settings, sites=sites)
+        record = calibrate_classifier(
+            flat,
+            held.target,
+            held.inputs,
+            settings=settings,
+            sites=sites,
+            method=choices.sets,
+            score=choices.ood_score,
+            false_alarms=choices.false_alarms,
+            nearest=held.nearest,
+        )
         mean = softmax(flat).mean(axis=0)
         return record, _classifier_line(record, mean, held.target)
     target = held.target.reshape(held.rows, -1).astype(np.float64)
-    record = calibrate_regressor(flat, target, settings=settings, sites=sites, variances=held.noise)
+    record = calibrate_regressor(
+        flat, target, settings=settings, sites=sites, variances=held.noise, method=choices.intervals
+    )
     return record, _regressor_line(record)
 
 

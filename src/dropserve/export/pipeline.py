@@ -23,7 +23,7 @@ from dropserve.store import Store, Stored
 from . import audit, parity
 from .archive import EXAMPLE, Stage, write_archives
 from .artefacts import MASKED, Artefacts, build
-from .calibrate import calibrate, held_out
+from .calibrate import calibrate, held_out, with_nearest
 from .settings import ExportSettings
 from .subject import Subject
 
@@ -123,6 +123,7 @@ def export_run(
         report.require()
         (folder / MASKED).unlink(missing_ok=True)  # trunk and head say the same
         with report.step("calibrate"):
+            artefacts = with_nearest(run, subject, artefacts, settings)
             held = held_out(run, artefacts)
             calibration, line = calibrate(run, artefacts, held)
             report.notes.append(line)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
+from dropserve.columns import Column
 from dropserve.manifest import RunManifest, VersionManifest
 from dropserve.store import hash_folder
 
@@ -43,6 +45,7 @@ def describe(evidence: Evidence) -> Section:
         if manifest.calibration is not None and "calibration" not in split:
             rows.append(("calibration rows", "the validation rows, which also chose the epoch"))
     blocks = [Table(("property", "value"), tuple(rows), numbers=2)]
+    blocks += [_columns(columns) for columns in manifest.preprocessing.columns.values() if _told(columns)]
     if run.metrics:
         measured = tuple((spaced(name), _metric(name, value)) for name, value in run.metrics.items())
         blocks.append(
@@ -52,6 +55,23 @@ def describe(evidence: Evidence) -> Section:
         sites = tuple((s.name, s.kind, percent(s.p, 0), f"{s.units:,}", s.where) for s in manifest.sites)
         blocks.append(Table(("dropout site", "kind", "dropped", "units", "place"), sites, numbers=5))
     return Section("model", "What this model is", tuple(words), tuple(blocks))
+
+
+def _told(columns: Sequence[Column]) -> bool:
+    """Whether the columns of a table are worth a word: some hold categories, or may lack a value."""
+    return not all(column.is_plain for column in columns)
+
+
+def _columns(columns: Sequence[Column]) -> Table:
+    """What each column takes, and what stands in for a missing value."""
+    rows: list[tuple[str, str, str]] = []
+    for column in columns:
+        takes = listed(list(column.categories)) or "a number"
+        fill = None if column.fill is None else column.value(column.fill)
+        missing = "refused" if fill is None else fill if isinstance(fill, str) else number(fill)
+        rows.append((column.name, f"{takes}, or another" if column.other else takes, missing))
+    caption = "Fitted on the training rows alone. Each category is an input of the model by itself."
+    return Table(("column", "takes", "in place of a missing one"), tuple(rows), numbers=3, caption=caption)
 
 
 def _dropout(manifest: VersionManifest) -> str:

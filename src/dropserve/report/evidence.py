@@ -32,6 +32,7 @@ class HeldOut:
         available: rows in the run, of which B were taken.
         noise: variance that a heteroscedastic head gives to each sample [T, B, 1]; None without one.
         plain_noise: the same of the deterministic answer [B, 1].
+        nearest: the out-of-distribution score of that name [B]; None if the model has another.
     """
 
     inputs: Mapping[str, Array]
@@ -42,6 +43,7 @@ class HeldOut:
     available: int
     noise: Array | None = None
     plain_noise: Array | None = None
+    nearest: Array | None = None
 
     @property
     def rows(self) -> int:
@@ -63,6 +65,7 @@ class HeldOut:
             samples=None if self.samples is None else self.samples[:, kept],
             noise=None if self.noise is None else self.noise[:, kept],
             plain_noise=None if self.plain_noise is None else self.plain_noise[kept],
+            nearest=None if self.nearest is None else self.nearest[kept],
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from dropserve.columns import Column
 from dropserve.manifest import RunManifest
 
 from .answers import ClassAnswers, ValueAnswers
@@ -70,13 +71,13 @@ def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
 
 
 def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunManifest, say: Say) -> Section:
-    pictures = as_pictures(held.inputs)
-    columns = run.data.get("columns")
-    names = [str(c) for c in columns] if isinstance(columns, list) else None
+    columns = run.preprocessing.columns
+    mixed = any(not column.is_plain for own in columns.values() for column in own)
+    pictures = None if mixed else as_pictures(held.inputs)
 
     def example(row: int) -> Example:
         picture = "" if pictures is None else data_uri(pictures[row])
-        values = () if picture else _values(held, row, names)
+        values = () if picture else _values(held, row, columns)
         return Example(picture, values, *say(row))
 
     blocks = (
@@ -86,15 +87,24 @@ def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunM
     return Section("examples", _TITLE, words, blocks)
 
 
-def _values(held: HeldOut, row: int, names: list[str] | None) -> tuple[tuple[str, str], ...]:
+def _values(held: HeldOut, row: int, columns: Mapping[str, Sequence[Column]]) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     for name, array in held.inputs.items():
         flat = np.ravel(array[row])
-        if names is not None and len(held.inputs) == 1 and len(names) == len(flat):
-            own = names
-        else:
-            own = [name] if len(flat) == 1 else [f"{name}[{i}]" for i in range(len(flat))]
-        found += [(n, f"{v:.4g}") for n, v in zip(own[:_VALUES], flat[:_VALUES].tolist(), strict=True)]
+        own = [name] if len(flat) == 1 else [f"{name}[{i}]" for i in range(len(flat))]
+        shown = flat[:_VALUES].tolist()
+        for column, value in zip(columns.get(name) or map(_numbers, own), shown, strict=False):
+            found.append((column.name, _written(column.value(value))))
         if len(flat) > _VALUES:
             found.append(("...", f"{len(flat) - _VALUES} more"))
     return tuple(found)
+
+
+def _numbers(name: str) -> Column:
+    return Column(name=name)
+
+
+def _written(value: str | float | None) -> str:
+    if value is None:
+        return "missing"
+    return value if isinstance(value, str) else f"{value:.4g}"

@@ -8,6 +8,7 @@ import numpy as np
 
 from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import common_block, site_rates
+from dropserve.dropout.rows import Program
 from dropserve.dropout.statistics import (
     ClassificationStatistics,
     RegressionStatistics,
@@ -17,7 +18,10 @@ from dropserve.dropout.statistics import (
 from dropserve.manifest import VersionManifest
 from dropserve.serving.query import Array, Calibrated, Float
 from dropserve.uncertainty.answers import calibrated_classes, calibrated_values
+from dropserve.uncertainty.ood import NEAREST
 from dropserve.uncertainty.record import Calibration
+
+_STRANGEST = 2.0  # of ``nearest``: for rows so large that their activations are no numbers
 
 
 class Calibrator:
@@ -25,16 +29,23 @@ class Calibrator:
 
     Args:
         manifest: the version's.
+        nearest: the graph of the out-of-distribution score of that name; needed only to apply one.
 
     Raises:
         CorruptStoreError: if its calibration is of another format.
     """
 
-    def __init__(self, manifest: VersionManifest) -> None:
+    def __init__(self, manifest: VersionManifest, nearest: Program | None = None) -> None:
+        self._nearest = nearest
         content = manifest.calibration
         self._record = None if content is None else Calibration.from_json(content)
         self._sites = manifest.sites
         self._task = manifest.task
+
+    @property
+    def needs_nearest(self) -> bool:
+        """Whether the out-of-distribution score has a graph of its own."""
+        return self._record is not None and self._record.ood is not None and self._record.ood.score == NEAREST
 
     def reason(self, settings: Settings) -> str | None:
         """Why answers with these settings are not calibrated, in words; None if they are."""
@@ -72,4 +83,8 @@ class Calibrator:
             return calibrated_values(self._record, flat, block=block, variances=variances)
         if not sound.all() or not isinstance(statistics, ClassificationStatistics):
             statistics = classification(softmax(flat), scheme=settings.scheme, block=block)
-        return calibrated_classes(self._record, flat, statistics, inputs, settings.seed)
+        nearest = None
+        if self.needs_nearest and self._nearest is not None:
+            ((_, given),) = self._nearest(dict(inputs)).items()
+            nearest = np.where(np.isfinite(given), given, _STRANGEST)
+        return calibrated_classes(self._record, flat, statistics, inputs, settings.seed, nearest)

@@ -54,6 +54,11 @@ class GraphFiles:
             steady=self._backend == "onnx",
         )
 
+    def nearest(self) -> Program | None:
+        """The graph of the out-of-distribution score ``nearest``."""
+        graph = self._load("nearest", self._inputs(), ["nearest"])
+        return graph if graph is None or self._backend != "onnx" else Steady(graph, workers=self._threads)
+
     def none_found(self) -> ServerError:
         """What to tell an operator whose version has no graph for this backend."""
         listed = ", ".join(sorted(self._version.manifest.files)) or "nothing"
@@ -65,12 +70,12 @@ class GraphFiles:
     def _inputs(self) -> list[str]:
         return [spec.name for spec in self._version.manifest.signature.inputs]
 
-    def _load(self, stem: str, inputs: Sequence[str] = ()) -> Graph | None:
+    def _load(self, stem: str, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Graph | None:
         file = f"{stem}.{'onnx' if self._backend == 'onnx' else 'ts'}"
         if file not in self._version.manifest.files:
             return None
         path = self._version.path(file)
         if self._backend == "onnx":
             return OnnxGraph(path)
-        outputs = [spec.name for spec in self._version.manifest.signature.outputs]
-        return TorchScriptGraph(path, self._threads, inputs, outputs)
+        own = [spec.name for spec in self._version.manifest.signature.outputs]
+        return TorchScriptGraph(path, self._threads, inputs, outputs or own)

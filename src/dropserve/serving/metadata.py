@@ -7,6 +7,8 @@ from typing import Any
 
 from dropserve.errors import ServerError
 from dropserve.serving.loaded import Loaded
+from dropserve.serving.table_tensors import describe_columns
+from dropserve.serving.tables import table_reader
 from dropserve.serving.tensors import DATATYPES
 from dropserve.serving.v2 import outputs
 from dropserve.signature import Axis, TensorSpec
@@ -42,14 +44,20 @@ def describe_model(endpoint: str, loaded: Loaded) -> dict[str, Any]:
         own = next((s for s in manifest.signature.outputs if f"{name}.".startswith(f"{s.name}.")), None)
         shape = [-1, *values.shape[1:]] if own is None else _shape(own)
         found.append({"name": name, "datatype": DATATYPES[values.dtype.name], "shape": shape})
+    table = table_reader(manifest)
+    inputs = (
+        describe_columns(table)
+        if table is not None and table.has_categories
+        else [
+            {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _shape(spec)}
+            for spec in manifest.signature.inputs
+        ]
+    )
     return {
         "name": endpoint,
         "versions": [str(manifest.version)],
         "platform": loaded.platform,
-        "inputs": [
-            {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _shape(spec)}
-            for spec in manifest.signature.inputs
-        ],
+        "inputs": inputs,
         "outputs": found,
     }
 

@@ -64,10 +64,12 @@ class Predictor:
         files = GraphFiles(version, backend, threads)
         self._plain = files.plain()
         self._monte_carlo = files.monte_carlo()
-        self._calibrator = Calibrator(version.manifest)
+        self._calibrator = Calibrator(version.manifest, nearest := files.nearest())
         self.has_plain = self._plain is not None
         self.has_monte_carlo = self._monte_carlo is not None
         if not (self.has_plain or self.has_monte_carlo):
+            raise files.none_found()
+        if self.has_monte_carlo and self._calibrator.needs_nearest and nearest is None:
             raise files.none_found()
         outputs = self.manifest.signature.outputs
         if self.manifest.task != "raw" and len(outputs) != 1:

@@ -17,6 +17,14 @@ TEXTS = "BYTES"
 _NUMBERS = {datatype: dtype for dtype, datatype in DATATYPES.items() if datatype != "BOOL"}
 
 
+def describe_columns(table: TableReader) -> list[dict[str, Any]]:
+    """The inputs as metadata has them: name, datatype and shape."""
+    return [
+        {"name": name, "datatype": TEXTS if cells.column.categories else "FP32", "shape": [-1]}
+        for name, cells in table.cells.items()
+    ]
+
+
 def check_names(given: Mapping[str, Any], table: TableReader) -> None:
     """Refuse other inputs than the columns.
 

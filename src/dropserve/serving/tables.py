@@ -80,7 +80,7 @@ class TableReader:
         self.cells = {column.name: Cells(column) for column in columns}
         self.has_categories = any(column.categories for column in columns)
         self.gaps = np.array([column.fill is not None for column in columns])
-        self._plain = not self.has_categories and not self.gaps.any()
+        self._plain = all(column.is_plain for column in columns)
         self._noun = "values" if self.has_categories else "numbers"
         self._as_tensor = set() if spec.name in self.cells else {spec.name}
 

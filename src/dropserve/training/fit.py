@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import threading
 import warnings
@@ -24,6 +23,7 @@ from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
 from dropserve.training.learner import VALIDATION_LOSS, Batches, Epoch, Learner, Recorder
 from dropserve.training.recipe import Recipe
+from dropserve.training.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,6 @@ def choose_device(wanted: str) -> str:
             f"allowed: auto, {usable}"
         )
     return wanted
-
-
-@contextmanager
-def seeded(seed: int, device: str = "cpu") -> Generator[None]:
-    """Seed torch, numpy and Python inside, and leave their states as they were outside."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's model may use it
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # see above
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002  # see above
 
 
 def _ignore(_: object) -> None:

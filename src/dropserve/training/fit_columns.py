@@ -95,7 +95,7 @@ class _Fitting:
         if how == MISSING_CATEGORY and MISSING_CATEGORY not in known and missing:
             known += (MISSING_CATEGORY,)
         fill = self._fill(how, known, dict(zip(found, counts.tolist(), strict=True)), missing)
-        column = Column(name=self.name, categories=known, other=other, fill=fill)
+        column = Column(name=self.name, categories=known, other=other and bool(known), fill=fill)
         new = np.array([known.index(text) if text in known else len(known) for text in found], np.float32)
         recoded = np.full_like(self.values, np.nan)
         there = ~np.isnan(self.values)

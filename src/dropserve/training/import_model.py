@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dropserve.columns import request_row
 from dropserve.dropout.examples import example_rows, shortened, variable_axes
 from dropserve.dropout.outputs import flatten_outputs
 from dropserve.errors import DropoutError, ModelSourceError, RecipeError, UsageError
-from dropserve.manifest import RunManifest, Task
-from dropserve.model import load_class, name_inputs
+from dropserve.manifest import Preprocessing, RunManifest, Task
+from dropserve.model import ServedModel, load_class, name_inputs
 from dropserve.signature import Axis, Signature, TensorSpec
 from dropserve.store import Store, Stored, check_name
 from dropserve.training.arguments import argument_problems
-from dropserve.training.fit import seeded
+from dropserve.training.preprocessing_file import read_preprocessing
 from dropserve.training.run_folder import (
     RECIPE,
     plain,
@@ -27,6 +28,7 @@ from dropserve.training.run_folder import (
     write_source,
     write_weights,
 )
+from dropserve.training.seeding import seeded
 from dropserve.training.weights import load_weights
 
 
@@ -43,7 +45,7 @@ class Imported:
     prefix: str
 
 
-def import_model(
+def import_model(  # noqa: PLR0913  # one for each option of the command
     store: Store,
     spec: str,
     weights: Path,
@@ -53,6 +55,7 @@ def import_model(
     task: Task = "raw",
     labels: Sequence[str] = (),
     arguments: Mapping[str, Any] | None = None,
+    preprocessing: Path | None = None,
 ) -> Imported:
     """Build a model, load its weights, try it, and publish it as a run.
 
@@ -65,6 +68,9 @@ def import_model(
         task: ``classification`` (one output, logits), ``regression`` (one output) or ``raw``.
         labels: of the classes; 0, 1, 2... by default.
         arguments: of the constructor.
+        preprocessing: a file of what rows go through before the model sees them; see
+            :func:`dropserve.training.preprocessing_file.read_preprocessing`. ``inputs`` are then as requests
+            see them.
 
     Raises:
         UsageError: if an argument, the weights, the task or the labels do not fit.
@@ -78,16 +84,21 @@ def import_model(
     if problems:
         raise RecipeError(spec, problems)
     specs = name_inputs(inputs, source.cls)
+    before = Preprocessing() if preprocessing is None else read_preprocessing(preprocessing, specs)
     with seeded(0), torch.inference_mode():
         model = source.build(given).eval()
         prefix = load_weights(model, weights)
-        outputs = _outputs(model, specs)
+        served = ServedModel(model, before, {spec.name: spec.sized() for spec in specs}).eval()
+        outputs = _outputs(model if preprocessing is None else served, specs)
     signature = Signature(inputs=specs, outputs=outputs)
     names = _labels(task, labels, outputs)
     with store.staging(name, RunManifest) as staging:
         write_weights(staging.folder, model)
         rows = example_rows(specs, 1)
         row = {spec.name: plain(tensor.numpy())[0] for spec, tensor in zip(specs, rows, strict=True)}
+        for key, columns in before.columns.items():
+            codes = [0.0 if c.categories else value for c, value in zip(columns, row[key], strict=True)]
+            row[key] = request_row(codes, columns)
         write_instances(staging.folder, [row if len(specs) > 1 else next(iter(row.values()))])
         write_json(staging.folder / RECIPE, {})
         manifest = RunManifest(
@@ -97,6 +108,7 @@ def import_model(
             labels=names,
             signature=signature,
             source=write_source(staging.folder, source, given),
+            preprocessing=before,
             data={"source": "imported", "weights": str(weights)},
         )
         return Imported(store.publish(staging, manifest), model, prefix)
@@ -131,22 +143,23 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _run(model: nn.Module, inputs: tuple[TensorSpec, ...], rows: list[Tensor]) -> dict[str, Tensor]:
+    kind = type(model.model if isinstance(model, ServedModel) else model).__name__
     listed = ", ".join(
         f"{spec} (a batch of {list(row.shape)})" for spec, row in zip(inputs, rows, strict=True)
     )
     try:
         found = flatten_outputs(model(*rows))
     except DropoutError as error:
-        raise ModelSourceError(f"{type(model).__name__}: {error}") from error
+        raise ModelSourceError(f"{kind}: {error}") from error
     except Exception as error:
         raise ModelSourceError(
-            f"{type(model).__name__} cannot take {listed}: {type(error).__name__}: {error}. --input is the "
+            f"{kind} cannot take {listed}: {type(error).__name__}: {error}. --input is the "
             "shape of one row, without the batch: 16, or 1,28,28, or 7:int64; one for each input of forward"
         ) from error
     for name, tensor in found.items():
         if tensor.dim() == 0 or len(tensor) != len(rows[0]):
             raise ModelSourceError(
-                f"{type(model).__name__}: output {name!r} has shape {list(tensor.shape)} for a batch of "
+                f"{kind}: output {name!r} has shape {list(tensor.shape)} for a batch of "
                 f"{len(rows[0])} rows; expected {len(rows[0])} along axis 0"
             )
     return found

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from dropserve.training.augment import augmented
+from dropserve.training.batches import batch_sizes
 from dropserve.training.recipe import AugmentationTable, OptimiserTable, Recipe
 
 VALIDATION_LOSS = "validation_loss"
@@ -40,14 +41,6 @@ class Epoch:
     score: float
     learning_rate: float
     seconds: float
-
-
-def batch_sizes(rows: int, size: int) -> list[int]:
-    """How rows are divided into batches; a last batch of one row joins its neighbour."""
-    full, rest = divmod(rows, size)
-    if rest == 1 and full:
-        return [size] * (full - 1) + [size + 1]
-    return [size] * full + ([rest] if rest else [])
 
 
 class Batches:

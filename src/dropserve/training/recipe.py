@@ -266,6 +266,32 @@ class AugmentationTable(_Table):
     shift: int = Field(0, ge=0, le=64, description="a whole number of pixels from 0 to 64")
 
 
+class UncertaintyTable(_Table):
+    """``[uncertainty]``: how the Monte Carlo answers are calibrated at export, on rows not trained on.
+
+    Attributes:
+        sets: score of a classifier's prediction sets.
+        intervals: method of a regressor's intervals.
+        ood_score: by which a classifier tells unlike rows; ``nearest`` keeps some training rows in the run.
+        false_alarms: usual rows that may be flagged as unlike.
+    """
+
+    sets: Annotated[Literal["lac", "aps", "raps"], Field(description="classification: lac, aps or raps")] = (
+        "lac"
+    )
+    intervals: Annotated[
+        Literal["absolute", "scaled", "cqr"], Field(description="regression: absolute, scaled or cqr")
+    ] = "scaled"
+    ood_score: Annotated[
+        Literal["max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"],
+        Field(
+            description="classification: max_probability, predictive_entropy, mutual_information, energy "
+            "or nearest"
+        ),
+    ] = "predictive_entropy"
+    false_alarms: int = Field(50, ge=1, le=999, description="parts per thousand, 1 to 999")
+
+
 class OptimiserTable(_Table):
     """``[optimiser]``: one of torch's, and how its learning rate changes.
 
@@ -300,6 +326,10 @@ class Recipe(_Table):
     augmentation: AugmentationTable = Field(
         AugmentationTable(),  # type: ignore[call-arg]
         description="a table [augmentation]",
+    )
+    uncertainty: UncertaintyTable = Field(
+        UncertaintyTable(),  # type: ignore[call-arg]
+        description="a table [uncertainty]",
     )
     optimiser: OptimiserTable = Field(OptimiserTable(), description="a table [optimiser]")  # type: ignore[call-arg]
 

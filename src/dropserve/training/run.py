@@ -22,7 +22,7 @@ from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
-from dropserve.training.fit import Fitted, choose_device, fit, seeded
+from dropserve.training.fit import Fitted, choose_device, fit
 from dropserve.training.images import image_record
 from dropserve.training.learner import Epoch
 from dropserve.training.probe import probe
@@ -31,6 +31,7 @@ from dropserve.training.recipe_file import RecipeFile
 from dropserve.training.run_folder import (
     CALIBRATION,
     RECIPE,
+    REFERENCE,
     VALIDATION,
     plain,
     write_instances,
@@ -38,6 +39,9 @@ from dropserve.training.run_folder import (
     write_source,
     write_weights,
 )
+from dropserve.training.seeding import seeded
+
+_REFERENCES = 5000  # training rows that requests are compared with
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,10 @@ def train(
             **evaluate(served, table, split.test, "test"),
             "best_epoch": float(fitted.best.number),
         }
-        for file, rows in ((VALIDATION, split.validation), (CALIBRATION, split.calibration)):
+        kept = {VALIDATION: split.validation, CALIBRATION: split.calibration}
+        if recipe.uncertainty.ood_score == "nearest":
+            kept[REFERENCE] = np.sort(np.random.default_rng(0).permutation(split.train)[:_REFERENCES])
+        for file, rows in kept.items():
             if len(rows):
                 held_out = {INPUT: table.features[rows], "target": table.target[rows]}
                 np.savez(folder / file, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key

@@ -18,7 +18,7 @@ from dropserve.model import WEIGHTS, ModelClass
 
 EXAMPLE = "example.json"
 RECIPE = "recipe.json"
-VALIDATION, CALIBRATION = "validation.npz", "calibration.npz"
+VALIDATION, CALIBRATION, REFERENCE = "validation.npz", "calibration.npz", "reference.npz"
 
 
 def write_weights(folder: Path, model: nn.Module) -> None:

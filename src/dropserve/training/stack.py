@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dropserve.errors import UsageError
-from dropserve.training.fit import seeded
+from dropserve.training.seeding import seeded
 from dropserve.training.stack_batches import Rows, batches_an_epoch
 from dropserve.training.stack_chain import chain
 from dropserve.training.stack_group import Group, Outcome, mask_rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropserve.training.learner import batch_sizes
+from dropserve.training.batches import batch_sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,6 +98,7 @@ def calibrated_classes(
     statistics: ClassificationStatistics,
     inputs: Mapping[str, NDArray[Any]],
     seed: int,
+    nearest: ArrayLike | None = None,
 ) -> CalibratedClasses:
     """Apply a classifier's calibration.
 
@@ -107,6 +108,7 @@ def calibrated_classes(
         statistics: of the same samples, uncalibrated.
         inputs: for the name of each input [B, ...].
         seed: of the query.
+        nearest: [B], where the out-of-distribution score is that one.
 
     Raises:
         UsageError: if the calibration is of a regressor.
@@ -120,7 +122,7 @@ def calibrated_classes(
         nonconformity=class_scores(
             statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
         ),
-        strangeness=score(c.ood.score, statistics, logits),
+        strangeness=score(c.ood.score, statistics, logits, nearest),
         conformal=c.sets,
         ood=c.ood,
     )

@@ -21,7 +21,7 @@ from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, fit_precision, noise_of, spread
 
 
-def calibrate_classifier(
+def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     logits: ArrayLike,
     labels: ArrayLike,
     inputs: Mapping[str, NDArray[Any]],
@@ -31,6 +31,7 @@ def calibrate_classifier(
     method: Method = "lac",
     score: str = "predictive_entropy",
     false_alarms: int = 50,
+    nearest: ArrayLike | None = None,
 ) -> Calibration:
     """Calibrate a classifier.
 
@@ -47,6 +48,7 @@ def calibrate_classifier(
         method: of the prediction sets.
         score: of the out-of-distribution threshold.
         false_alarms: parts per thousand.
+        nearest: [B], for the score of that name.
 
     Raises:
         UsageError: for arrays that do not fit.
@@ -60,7 +62,9 @@ def calibrate_classifier(
         rows=values.shape[1],
         temperature=Temperature.fit(statistics.mean, labels),
         sets=ConformalClassifier.fit(statistics.mean, labels, method=method, uniforms=uniforms),
-        ood=OodThreshold.fit(ood_score(score, statistics, values), score=score, false_alarms=false_alarms),
+        ood=OodThreshold.fit(
+            ood_score(score, statistics, values, nearest), score=score, false_alarms=false_alarms
+        ),
     )
 
 

@@ -6,6 +6,7 @@ The threshold is fixed on validation rows alone, at a stated rate of false alarm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,11 +17,34 @@ from dropserve.uncertainty.checks import Bool, Float, as_float
 from dropserve.uncertainty.quantiles import WHOLE, Quantiles
 from dropserve.uncertainty.ranking import auroc, fpr_at_tpr
 
-SCORES = ("max_probability", "predictive_entropy", "mutual_information", "energy")
+ScoreName = Literal["max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"]
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+NEAREST = "nearest"
+"""Comes from a graph of its own, not from samples: how far the hidden layers' activations are from those of
+the most similar training row (see ``export.nearest``)."""
 
 
-def score(name: str, statistics: ClassificationStatistics, logits: ArrayLike | None = None) -> Float:
-    """One of the scores [B]; see :func:`scores`."""
+def score(
+    name: str,
+    statistics: ClassificationStatistics,
+    logits: ArrayLike | None = None,
+    nearest: ArrayLike | None = None,
+) -> Float:
+    """One of the scores [B].
+
+    Args:
+        name: one of ``SCORES``.
+        statistics: of the rows.
+        logits: [T, B, C], for ``energy``.
+        nearest: [B], what the graph of ``nearest`` gave.
+
+    Raises:
+        UsageError: for a score that needs what was not given.
+    """
+    if name == NEAREST:
+        if nearest is None:
+            raise UsageError("the score 'nearest' needs what its graph gives; export the model again")
+        return as_float(nearest, "[B]")
     return scores(statistics, logits if name == "energy" else None)[name]
 
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.manifest import VersionManifest
+from dropserve.serving.asgi import table_schemas
 from dropserve.serving.parameters import Limits
+from dropserve.serving.tables import table_reader
 from dropserve.serving.tensors import DATATYPES
 from dropserve.signature import Axis, TensorSpec
 
@@ -49,7 +51,10 @@ def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) 
     """``{"instances": [...]}``."""
     rows = {spec.name: _row(spec) for spec in manifest.signature.inputs}
     named = closed(rows)
+    table = table_reader(manifest)
     instance = named if len(rows) > 1 else {"anyOf": [*rows.values(), named]}
+    if table is not None:
+        instance = table_schemas.instance(table)
     return closed(
         {
             "instances": {"type": "array", "items": instance, "minItems": 1},
@@ -84,6 +89,8 @@ def _element(spec: TensorSpec) -> Schema:
 def request_v2(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) -> Schema:
     """The Open Inference Protocol's, with its data in the JSON."""
     inputs = [_tensor_in(spec) for spec in manifest.signature.inputs]
+    if (table := table_reader(manifest)) is not None and table.has_categories:
+        inputs = table_schemas.inputs(table)
     count = len(inputs)
     own = settings(limits, monte_carlo=monte_carlo)
     others = "|".join(name.removeprefix("mc_") for name in own)
