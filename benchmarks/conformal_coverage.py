@@ -225,6 +225,9 @@ def main() -> None:
         "served_worst_gap_points": gaps[True],
         "served_within_theory": inside[True],
     }
+    for coverage in COVERAGES:
+        pairs = [(m, figures[f"size_{m}_{coverage}"], figures[f"mapie_size_{m}_{coverage}"]) for m in METHODS]
+        figures[f"sizes_{coverage}"] = "; ".join(f"{m} {a:.3f} / {b:.3f}" for m, a, b in pairs)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(

@@ -100,6 +100,7 @@ class Graphs:
 def trained(data: Path, folder: Path) -> Stored[RunManifest]:
     """The run of this recipe, this data and this source; trained now if there is none."""
     from dropserve.training.learner import Epoch  # noqa: PLC0415  # torch, for as long as it is needed
+    from dropserve.training.recipe import Recipe  # noqa: PLC0415
     from dropserve.training.recipe_file import load_recipe  # noqa: PLC0415
     from dropserve.training.run import Silent, checkpoint_of, prepare, train  # noqa: PLC0415
 
@@ -113,7 +114,9 @@ def trained(data: Path, folder: Path) -> Stored[RunManifest]:
     wanted["data"].pop("folder")
     for name in reversed(store.runs(file.recipe.name)):
         run = store.run(file.recipe.name, name)
-        recipe: dict[str, Any] = json.loads(json.dumps(run.manifest.recipe))
+        recipe = Recipe.model_validate(
+            run.manifest.recipe
+        ).resolved()  # keys that are new have their defaults
         recipe["data"].pop("folder")
         same = run.manifest.data["sha256"], run.manifest.source.sha256
         if recipe == wanted and same == (prepared.dataset.table.sha256, prepared.source.sha256):

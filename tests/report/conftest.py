@@ -76,6 +76,7 @@ def make(tmp_path: Path) -> Make:
         labels: tuple[str, ...] = ("ant", "bee", "cat", "dog"),
         checks: tuple[CheckRecord, ...] = CHECKS,
         run_changes: dict[str, Any] | None = None,
+        intervals: Any = "scaled",
         **changes: Any,
     ) -> Evidence:
         held = _class_rows() if held is None else held
@@ -107,7 +108,9 @@ def make(tmp_path: Path) -> Make:
                     held.samples, held.target, held.inputs, settings=SETTINGS, sites=[SITE]
                 )
             else:
-                found = calibrate_regressor(held.samples, held.target, settings=SETTINGS, sites=[SITE])
+                found = calibrate_regressor(
+                    held.samples, held.target, settings=SETTINGS, sites=[SITE], method=intervals
+                )
             calibration = found.to_json()
         manifest = VersionManifest(
             version=7,

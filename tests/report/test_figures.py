@@ -132,10 +132,11 @@ def test_a_regressors_errors_are_those_of_scikit_learn(make: Make, value_rows: R
         assert rows[name] == tuple(f"{e:.4g}" for e in expected)
 
 
+@pytest.mark.parametrize("method", ["scaled", "absolute", "cqr"])
 def test_a_regressors_intervals_cover_and_are_as_wide_as_the_noise_demands(
-    make: Make, value_rows: Rows
+    make: Make, value_rows: Rows, method: str
 ) -> None:
-    page = compose(make(value_rows(2000), task="regression"))
+    page = compose(make(value_rows(2000), task="regression", intervals=method))
     rows = table(section(page, "conformal"), "asked")
     for share, z in ((50, 0.6745), (80, 1.2816), (90, 1.6449), (95, 1.96)):
         held, width = rows[f"{share}%"]

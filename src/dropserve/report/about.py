@@ -9,6 +9,7 @@ from dropserve.columns import Column
 from dropserve.manifest import RunManifest, VersionManifest
 from dropserve.store import hash_folder
 
+from .answers import calibration_of
 from .content import Section, Table
 from .evidence import Evidence
 from .words import count, listed, number, percent, size, spaced
@@ -44,6 +45,11 @@ def describe(evidence: Evidence) -> Section:
         rows += [(f"{part} rows", f"{many:,}") for part, many in split.items() if isinstance(many, int)]
         if manifest.calibration is not None and "calibration" not in split:
             rows.append(("calibration rows", "the validation rows, which also chose the epoch"))
+    if (found := calibration_of(evidence)) is not None and found.ood is not None:
+        spoken = found.ood.score.replace("_", " ")
+        limit = found.ood.note() or f"flagged above {number(found.ood.threshold or 0.0)}"
+        alarms = percent(found.ood.false_alarms / 1000, 1)
+        rows.append(("unlike its data", f"{spoken}: {limit}; at most {alarms} of usual rows"))
     blocks = [Table(("property", "value"), tuple(rows), numbers=2)]
     blocks += [_columns(columns) for columns in manifest.preprocessing.columns.values() if _told(columns)]
     if run.metrics:

@@ -12,7 +12,7 @@ from dropserve.errors import UsageError
 from dropserve.uncertainty.calibration import Temperature, VarianceScaling
 from dropserve.uncertainty.checks import Bool, Float, Whole, as_float, as_labels, as_probabilities
 from dropserve.uncertainty.record import Calibration
-from dropserve.uncertainty.regression import noise_of, spread
+from dropserve.uncertainty.regression import central_interval, noise_of, spread
 
 from .evidence import Evidence, HeldOut
 from .folds import LEAST, folds
@@ -63,6 +63,7 @@ class ValueAnswers:
         total: with the noise [B, D], uncalibrated; None if not calibrated.
         calibrated: times a factor chosen on other rows [B, D]; None likewise.
         samples: T; 0 without dropout sites.
+        band: lower and upper ends [B, D] of the interval that ``cqr`` adjusts; None for other methods.
     """
 
     target: Float
@@ -72,6 +73,7 @@ class ValueAnswers:
     total: Float | None
     calibrated: Float | None
     samples: int
+    band: tuple[Float, Float] | None = None
 
 
 def calibration_of(evidence: Evidence) -> Calibration | None:
@@ -149,7 +151,10 @@ def value_answers(evidence: Evidence, held: HeldOut) -> ValueAnswers:
     for others, judged in folds(held.rows):
         scaling = VarianceScaling.fit(found.mean[others], found.total[others], target[others])
         calibrated[judged] = scaling.std(found.total[judged])
-    return ValueAnswers(target, plain, found.mean, found.epistemic, found.total, calibrated, len(samples))
+    band = None if calibration.band is None else central_interval(samples, noise, calibration.band / 1000)
+    return ValueAnswers(
+        target, plain, found.mean, found.epistemic, found.total, calibrated, len(samples), band
+    )
 
 
 def _block(evidence: Evidence, held: HeldOut) -> int:

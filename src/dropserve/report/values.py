@@ -23,15 +23,14 @@ Ends = tuple[Float, Float]
 
 
 def intervals(a: ValueAnswers, method: ConformalRegressor, coverage: int) -> Ends | None:
-    """Lower and upper ends [B, D], each row's from a calibration on the other folds; None for ``cqr``."""
-    if a.total is None or method.method == "cqr":
+    """Lower and upper ends [B, D], each row's from a calibration on the other folds."""
+    if a.total is None:
         return None
+    first, second = (a.mean, a.total) if a.band is None else a.band
     low, high = np.empty_like(a.mean), np.empty_like(a.mean)
     for others, judged in folds(len(a.target)):
-        fitted = ConformalRegressor.fit(
-            a.mean[others], a.total[others], a.target[others], method=method.method
-        )
-        low[judged], high[judged] = fitted.intervals(a.mean[judged], a.total[judged], coverage)
+        fitted = ConformalRegressor.fit(first[others], second[others], a.target[others], method=method.method)
+        low[judged], high[judged] = fitted.intervals(first[judged], second[judged], coverage)
     return low, high
 
 
@@ -82,9 +81,8 @@ def prediction_section(a: ValueAnswers, names: tuple[str, ...], ends: Ends | Non
 def coverage_section(a: ValueAnswers, names: tuple[str, ...], method: ConformalRegressor) -> Section:
     """Coverage and width of the intervals, cross-validated."""
     title = "Intervals that hold the truth as often as promised"
-    if a.total is None or method.method == "cqr":
-        why = "Intervals of the method CQR start from a band that this page does not sample again."
-        return Section("conformal", title, absent=why)
+    if a.total is None:
+        return Section("conformal", title, absent="Without dropout there are no deviations to calibrate.")
     found = {c: ends for c in COVERAGES if (ends := intervals(a, method, c)) is not None}
     inside = {c: (low <= a.target) & (a.target <= high) for c, (low, high) in found.items()}
     width = {c: (high - low).mean(axis=0) for c, (low, high) in found.items()}
@@ -107,7 +105,7 @@ def coverage_section(a: ValueAnswers, names: tuple[str, ...], method: ConformalR
     reached: list[float] = []
     for c in asked:
         ends = intervals(a, method, int(c))
-        assert ends is not None  # noqa: S101  # for the type checker: the method is not cqr
+        assert ends is not None  # noqa: S101  # for the type checker: there are deviations
         reached.append(float(((ends[0] <= a.target) & (a.target <= ends[1]))[:, 0].mean()))
     plot = Plot(
         "Coverage asked for and reached",
