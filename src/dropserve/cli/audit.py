@@ -217,4 +217,4 @@ def _module(
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "lightning", "train") from error
     prepared = prepare(load_recipe(find_recipe(Project(Path.cwd()), model)))
-    return prepared.model.eval(), prepared.signature.inputs, prepared.file.recipe.name
+    return prepared.model.eval(), prepared.model_inputs, prepared.file.recipe.name

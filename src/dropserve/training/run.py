@@ -14,7 +14,7 @@ from torch import nn
 from dropserve.columns import request_row
 from dropserve.manifest import ImageRecord, RunManifest, built_with
 from dropserve.model import ModelClass, ServedModel, load_class
-from dropserve.signature import Signature
+from dropserve.signature import Signature, TensorSpec
 from dropserve.store import Store, Stored
 from dropserve.training.advice import Advice, advise
 from dropserve.training.augment import check_augmentation
@@ -61,6 +61,12 @@ class Prepared:
     signature: Signature
     device: str
     advice: tuple[Advice, ...]
+
+    @property
+    def model_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of the bare module: rows as they are trained on, categories one-hot."""
+        (spec,) = self.signature.inputs
+        return (spec.model_copy(update={"shape": self.dataset.features.shape[1:]}),)
 
     def build(self) -> nn.Module:
         """Another untrained module."""

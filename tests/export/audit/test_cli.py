@@ -142,8 +142,9 @@ def test_sites_are_listed_with_kind_rate_shape_and_place(net: str) -> None:
     assert "1 site, 3 random numbers a sample; next: " in shown
 
 
-def test_sites_of_a_recipe() -> None:
-    listed = json.loads(CliRunner().invoke(app, ["sites", "digits", "--json"]).stdout)
+@pytest.mark.parametrize("recipe", ["digits", "cafes"])
+def test_sites_of_a_recipe(recipe: str) -> None:
+    listed = json.loads(CliRunner().invoke(app, ["sites", recipe, "--json"]).stdout)
     assert listed
     assert {site["kind"] for site in listed} == {"dropout"}
 

@@ -61,7 +61,7 @@ def test_the_model_of_a_shipped_recipe_is_not_refused(recipe: Path) -> None:
     prepared = prepare(load_recipe(recipe))
     data = prepared.dataset
     rows = {prepared.signature.inputs[0].name: data.features[data.split.validation].astype(np.float32)}
-    subject = Subject(recipe.stem, prepared.build().eval(), prepared.signature.inputs, rows)
+    subject = Subject(recipe.stem, prepared.build().eval(), prepared.model_inputs, rows)
     records = run_audit(subject, zoo.SETTINGS, rebuild=prepared.build, stages=["eager", "converse"])
     assert [record for record in records if record.verdict == "failed"] == []
     assert {r.name for r in records if r.verdict == "passed"} >= {
