@@ -20,7 +20,8 @@ from dropserve.errors import TrainingError, UsageError
 from dropserve.model import build_served, load_class
 from dropserve.store import Store
 from dropserve.training.data import Dataset, load_dataset
-from dropserve.training.fit import Fitted, choose_device, fit
+from dropserve.training.fit import Fitted, fit
+from dropserve.training.hardware import choose_device
 from dropserve.training.learner import Batches, Epoch, beta_nll, gaussian_nll
 from dropserve.training.recipe import Recipe
 from dropserve.training.recipe_file import RecipeFile, check_recipe
@@ -240,6 +241,26 @@ def test_an_error_in_the_model_is_not_swallowed(recipe: dict[str, Any]) -> None:
     settings, dataset = ready(recipe)
     with pytest.raises(ZeroDivisionError, match="in the middle"):
         fit(Breaks, dataset, settings)
+
+
+def test_mixed_precision_keeps_weights_and_scores_in_32_bits(recipe: dict[str, Any]) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Watched(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output = self.layers(x)
+            seen.add(output.dtype)
+            return output
+
+    settings, dataset = ready(recipe, precision="bf16-mixed", epochs=30)
+    mixed = fit(Watched, dataset, settings)
+    assert seen == {torch.bfloat16}
+    assert {weight.dtype for weight in weights(mixed) if weight.is_floating_point()} == {torch.float32}
+    assert mixed.hardware.precision == "bf16-mixed"
+    whole = run(recipe, epochs=30)
+    assert abs(mixed.best.score - whole.best.score) < 0.1
+    assert mixed.best.validation_loss == pytest.approx(whole.best.validation_loss, abs=0.05)
+    assert mixed.best.validation_loss != whole.best.validation_loss
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def _summary(prepared: Prepared) -> str:
     calibrate = f"{len(split.calibration)} to calibrate, " if len(split.calibration) else ""
     return (
         f"[bold]{recipe.name}[/]: {recipe.task} with {type(prepared.model).__name__} "
-        f"({parameters:,} parameters) on {prepared.device}, seed {recipe.training.seed}\n"
+        f"({parameters:,} parameters) on {prepared.hardware}, seed {recipe.training.seed}\n"
         f"{title}: {inputs}{len(split.train)} rows to train, {len(split.validation)} to validate, "
         f"{calibrate}{len(split.test)} to test"
     )

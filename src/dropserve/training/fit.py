@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,9 +22,11 @@ from torch import nn
 from dropserve.errors import TrainingError, UsageError
 from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
+from dropserve.training.hardware import Hardware, choose_hardware
 from dropserve.training.learner import VALIDATION_LOSS, Batches, Epoch, Learner, Recorder
 from dropserve.training.recipe import Recipe
 from dropserve.training.seeding import seeded
+from dropserve.training.team import ALONE, OwnDraws, OwnSignals, Team
 
 
 @dataclass(frozen=True)
@@ -35,32 +38,14 @@ class Fitted:
         curve: a row for each epoch.
         best: the row of the best epoch: the lowest validation loss.
         stopped_early: whether validation stopped improving before the last epoch.
-        device: where it was trained.
+        hardware: what it was trained on.
     """
 
     model: nn.Module
     curve: tuple[Epoch, ...]
     best: Epoch
     stopped_early: bool
-    device: str
-
-
-def choose_device(wanted: str) -> str:
-    """Turn ``auto`` into the best device there is.
-
-    Raises:
-        UsageError: if the device asked for is not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        usable = ", ".join(name for name in there if there[name])
-        raise UsageError(
-            f"device: got {wanted!r}, which torch {torch.__version__} does not see here; "
-            f"allowed: auto, {usable}"
-        )
-    return wanted
+    hardware: Hardware
 
 
 def _ignore(_: object) -> None:
@@ -75,6 +60,7 @@ def fit(
     on_epoch: Callable[[Epoch], None] = _ignore,
     on_progress: Callable[[float], None] = _ignore,
     checkpoint: Checkpoint | None = None,
+    team: Team = ALONE,
 ) -> Fitted:
     """Train from scratch, or from a checkpoint; the same recipe on the same machine gives the same weights.
 
@@ -85,25 +71,38 @@ def fit(
         on_epoch: called after each epoch.
         on_progress: called now and then with the epochs done so far.
         checkpoint: read first, and written after each epoch; whoever publishes the result discards it.
+        team: this process among those that train; each of them calls this function.
 
     Raises:
         TrainingError: if the loss stopped being a number, or the checkpoint is damaged.
         OSError: if the checkpoint cannot be written.
-        UsageError: if the device is not there.
+        UsageError: if the device is not there, or the team is not of the size that the recipe asks for.
         KeyboardInterrupt: on Ctrl-C; nothing was written.
     """
     settings = recipe.training
-    device = choose_device(settings.device)
+    hardware = choose_hardware(settings)
+    device = hardware.device
     recorder = Recorder(on_epoch, on_progress)
     done = checkpoint.read() if checkpoint else None
-    with seeded(settings.seed, device), _quiet(), _deterministic(device), _interruptible():
+    if team.size != hardware.devices and not (done and done.finished):
+        raise UsageError(f"training.devices: got {hardware.devices}, but {team.size} processes train")
+    with (
+        team.at_work(device),
+        seeded(settings.seed, device),
+        _quiet(),
+        _deterministic(device),
+        _interruptible(),
+    ):
         target = dataset.preprocessing.target
         learner = Learner(build(), recipe, unit=target.scale[0] if target else 1.0)
         if done and done.finished:
             recorder.load_state_dict(done.recorder)
         else:
-            batches, validation = _batches(dataset, recipe, device)
-            trainer = _trainer(recipe, device, recorder, checkpoint, batches)
+            batches, validation = _batches(dataset, recipe, hardware, team)
+            learner.weight = None if team.alone else batches.weight
+            strategy = team.strategy(device, unused=not team.alone and _unused(learner, dataset))
+            callbacks = _callbacks(recipe, recorder, checkpoint, batches, team)
+            trainer = _trainer(recipe, hardware, callbacks, strategy, keeps=checkpoint is not None)
             path = checkpoint.path if checkpoint and done else None
             trainer.fit(learner, batches, validation, ckpt_path=path)
     if recorder.best is None or not recorder.weights:
@@ -118,55 +117,95 @@ def fit(
         curve=tuple(recorder.curve),
         best=recorder.best,
         stopped_early=len(recorder.curve) < settings.epochs,
-        device=device,
+        hardware=hardware,
     )
 
 
-def _trainer(
-    recipe: Recipe, device: str, recorder: Recorder, checkpoint: Checkpoint | None, batches: Batches
-) -> pl.Trainer:
+def _callbacks(
+    recipe: Recipe, recorder: Recorder, checkpoint: Checkpoint | None, batches: Batches, team: Team
+) -> list[pl.Callback]:
     epochs, patience = recipe.training.epochs, recipe.training.patience
     callbacks: list[pl.Callback] = [recorder]
+    if not team.alone:
+        callbacks.append(OwnSignals())
+    if team.rank:
+        callbacks.append(OwnDraws(recipe.training.seed, team.rank))
     if patience:
         callbacks.append(EarlyStopping(VALIDATION_LOSS, patience=patience, check_finite=True))
     if checkpoint:
         callbacks.append(Keeper(checkpoint, batches, epochs))
+    return callbacks
+
+
+def _trainer(
+    recipe: Recipe, hardware: Hardware, callbacks: list[pl.Callback], strategy: Any, *, keeps: bool
+) -> pl.Trainer:
+    precision: Any = hardware.precision  # Lightning's type lists every synonym
     return pl.Trainer(
-        accelerator=device,
-        devices=1,
-        max_epochs=epochs,
+        accelerator=hardware.device,
+        devices=hardware.devices,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=recipe.training.epochs,
         callbacks=callbacks,
         plugins=[AtomicFiles()],
         logger=False,
-        enable_checkpointing=checkpoint is not None,
+        enable_checkpointing=keeps,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
     )
 
 
-def _batches(dataset: Dataset, recipe: Recipe, device: str) -> tuple[Batches, Batches]:
+def _batches(dataset: Dataset, recipe: Recipe, hardware: Hardware, team: Team) -> tuple[Batches, Batches]:
+    place = team.root(hardware.device)
+
     def part(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        features = torch.from_numpy(dataset.features[rows]).to(device)
-        return features, torch.from_numpy(dataset.target[rows]).to(device)
+        features = torch.from_numpy(dataset.features[rows]).to(place)
+        return features, torch.from_numpy(dataset.target[rows]).to(place)
 
     train, validation = part(dataset.split.train), part(dataset.split.validation)
+    fewest = min(len(dataset.split.train), len(dataset.split.validation))
+    if fewest < 2 * team.size:
+        raise UsageError(
+            f"training.devices: got {team.size}; allowed here: 1 to {fewest // 2}, 2 rows of training and of "
+            "validation for each"
+        )
     size, seed = recipe.training.batch_size, recipe.training.seed
-    return Batches(*train, size, seed, recipe.augmentation), Batches(*validation, max(size, 1024))
+    return (
+        Batches(*train, size, seed, recipe.augmentation, team),
+        Batches(*validation, max(size, 1024), team=team),
+    )
+
+
+def _unused(learner: Learner, dataset: Dataset) -> bool:
+    """Whether some parameter takes no part in the loss: processes that wait for its gradient must know."""
+    rows = torch.from_numpy(dataset.features[dataset.split.train[:2]])
+    target = torch.from_numpy(dataset.target[dataset.split.train[:2]])
+    training = learner.training
+    with torch.random.fork_rng(devices=[]):
+        loss = learner.eval().loss(learner.model(rows), target)
+        learning = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        found: Any = torch.autograd.grad(loss, learning, allow_unused=True)
+    learner.train(training)
+    return any(gradient is None for gradient in found)
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
     """Without Lightning's notes about devices, loaders and its own deprecations."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

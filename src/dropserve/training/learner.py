@@ -10,16 +10,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.nn import functional
 
 from dropserve.training.augment import augmented
 from dropserve.training.batches import batch_sizes
 from dropserve.training.recipe import AugmentationTable, OptimiserTable, Recipe
+from dropserve.training.team import ALONE, Team
 
 VALIDATION_LOSS = "validation_loss"
 _BETA = 0.5
 _LEAST = 1e-6  # variance of the standardised target: torch's own guard against a likelihood without bound
+_HALVES = frozenset({torch.float16, torch.bfloat16})
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Epoch:
 class Batches:
     """Rows in memory, in a fresh order each epoch; a DataLoader costs more than such models' arithmetic.
 
-    A last batch of one row joins its neighbour: BatchNorm cannot learn from one row.
+    Of each batch a process takes its share, every ``size``-th row, so that all of them together take the
+    steps that one would. A last batch too small for two rows each joins its neighbour: BatchNorm cannot learn
+    from one row.
 
     Args:
         rows: ``[N, ...]``.
@@ -54,6 +59,7 @@ class Batches:
         size: rows a batch.
         seed: of the order; None keeps the rows as they are.
         augmentation: what is done to each batch that is drawn in a fresh order.
+        team: whose share is taken; each draws the whole batch, so that all of them draw alike.
     """
 
     def __init__(
@@ -63,9 +69,10 @@ class Batches:
         size: int,
         seed: int | None = None,
         augmentation: AugmentationTable | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self._rows, self._target, self._augmentation = rows, target, augmentation
-        self._sizes = batch_sizes(len(rows), size)
+        self._rows, self._target, self._augmentation, self._team = rows, target, augmentation, team
+        self._sizes = batch_sizes(len(rows), size, least=2 * team.size)
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -80,7 +87,19 @@ class Batches:
         if self._generator is not None and state is not None:
             self._generator.set_state(state)
 
+    def weight(self, place: int) -> float:
+        """What the share's mean weighs, so that the average over processes is the mean over the batch."""
+        whole = self._sizes[place]
+        return len(range(self._team.rank, whole, self._team.size)) * self._team.size / whole
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The share of each batch."""
+        if self._team.alone:
+            return self._whole()
+        share = slice(self._team.rank, None, self._team.size)
+        return ((rows[share].clone(), target[share]) for rows, target in self._whole())
+
+    def _whole(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self._generator is None:
             for rows, target in zip(
                 self._rows.split(self._sizes), self._target.split(self._sizes), strict=True
@@ -102,6 +121,9 @@ class Learner(pl.LightningModule):
         model: the user's module.
         recipe: says which loss and which optimiser.
         unit: regression: what one standardised step of the target is in its own unit.
+
+    Attributes:
+        weight: what the loss of a batch is multiplied by, where this process has but a share of it.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, unit: float = 1.0) -> None:
@@ -113,6 +135,12 @@ class Learner(pl.LightningModule):
         self._optimiser, self._epochs = recipe.optimiser, recipe.training.epochs
         self._unit = unit
         self.train_sum, self.validation_sum = _Sum(), _Sum()
+        self.weight: Callable[[int], float] | None = None
+
+    def _answer(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the model answers; losses are computed in 32 bits at least."""
+        output: torch.Tensor = self.model(rows)
+        return output.float() if output.dtype in _HALVES else output
 
     def loss(self, output: torch.Tensor, target: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Cross entropy; or of the standardised target the mean squared error or Gaussian likelihood loss."""
@@ -122,18 +150,19 @@ class Learner(pl.LightningModule):
             return gaussian_nll(output, target).mean()
         return functional.mse_loss(output, target.reshape(output.shape))
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], place: int) -> torch.Tensor:
         """One batch with dropout on."""
         rows, target = batch
-        output = self.model(rows)
+        output = self._answer(rows)
         loss = self.loss(output, target, self._smoothing)
         self.train_sum.add(len(rows), loss.detach())
-        return beta_nll(output, target) if self._pair else loss
+        followed = beta_nll(output, target) if self._pair else loss
+        return followed if self.weight is None else followed * self.weight(place)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
         """One batch with dropout off."""
         rows, target = batch
-        output = self.model(rows)
+        output = self._answer(rows)
         loss = self.loss(output, target)
         hit = loss
         if self._classifies:
@@ -143,7 +172,10 @@ class Learner(pl.LightningModule):
         self.validation_sum.add(len(rows), loss, hit)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what early stopping watches."""
+        """Log what early stopping watches; every process knows the sums of all."""
+        if self.trainer.world_size > 1:
+            for each in (self.train_sum, self.validation_sum):
+                each.gather(self.trainer.strategy)
         self.log(VALIDATION_LOSS, self.validation_sum.mean(0))
 
     def score(self) -> float:
@@ -204,6 +236,12 @@ class _Sum:
             [a + b for a, b in zip(self._values, weighted, strict=True)] if self._rows else weighted
         )
         self._rows += rows
+
+    def gather(self, strategy: Strategy) -> None:
+        """Add what the other processes have; all of them call this."""
+        own = torch.stack([*self._values, torch.full_like(self._values[0], self._rows)]).double()
+        *self._values, rows = strategy.reduce(own, reduce_op="sum")
+        self._rows = round(float(rows))
 
     def mean(self, place: int) -> float:
         return float(self._values[place]) / self._rows

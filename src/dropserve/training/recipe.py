@@ -235,6 +235,8 @@ class TrainingTable(_Table):
             held-out rows; ``heteroscedastic`` ones return a value and its log variance.
         seed: of initial weights, order of batches, and dropout.
         device: where to train.
+        devices: how many of them, each with a process of its own and its share of every batch.
+        precision: ``auto`` is bfloat16 with 32-bit weights where a GPU is made for it, 32 bits elsewhere.
     """
 
     epochs: Count = 100
@@ -251,6 +253,11 @@ class TrainingTable(_Table):
     seed: Seed = 0
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], Field(description="one of auto, cpu, cuda, mps")
+    ] = "auto"
+    devices: Annotated[int, Field(ge=1, le=64, description="a whole number from 1 to 64")] = 1
+    precision: Annotated[
+        Literal["auto", "32", "bf16-mixed", "16-mixed"],
+        Field(description="one of auto, 32, bf16-mixed, 16-mixed, as a text"),
     ] = "auto"
 
 

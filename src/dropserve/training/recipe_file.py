@@ -83,6 +83,7 @@ def check_recipe(
     except ValidationError as error:
         problems += describe(error, Recipe)
     problems += _data_problems(content, folder) + _split_problems(content)
+    problems += _training_problems(content)
     problems += _model_problems(content.get("model"), folder)
     if problems or recipe is None:
         raise RecipeError(str(path), problems)
@@ -179,6 +180,16 @@ def _split_problems(content: Mapping[str, Any]) -> list[str]:
     if all(isinstance(share, int | float) and 0 <= share < 1 for share in shares) and sum(shares) >= 1:
         parts = "validation + test" + (" + calibration" if shares[2] else "")
         return [f"split: {parts} is {sum(shares):g}; allowed: below 1, to leave rows to train on"]
+    return []
+
+
+def _training_problems(content: Mapping[str, Any]) -> list[str]:
+    training = content.get("training", {})
+    if not isinstance(training, dict):
+        return []
+    size, count = training.get("batch_size", 64), training.get("devices", 1)
+    if isinstance(size, int) and isinstance(count, int) and count > 1 and 2 <= size < 2 * count:
+        return [f"training.batch_size: got {size}; allowed: at least 2 * training.devices ({2 * count})"]
     return []
 
 

@@ -19,10 +19,12 @@ from dropserve.store import Store, Stored
 from dropserve.training.advice import Advice, advise
 from dropserve.training.augment import check_augmentation
 from dropserve.training.checkpoint import Checkpoint
+from dropserve.training.crew import crew
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
 from dropserve.training.evaluate import evaluate
-from dropserve.training.fit import Fitted, choose_device, fit
+from dropserve.training.fit import Fitted, fit
+from dropserve.training.hardware import Hardware, choose_hardware
 from dropserve.training.images import image_record
 from dropserve.training.learner import Epoch
 from dropserve.training.probe import probe
@@ -50,7 +52,7 @@ class Prepared:
 
     Attributes:
         model: an untrained module, with the weights that training will begin from.
-        device: where training will run.
+        hardware: what training will run on.
         advice: about its dropout.
     """
 
@@ -59,7 +61,7 @@ class Prepared:
     source: ModelClass
     model: nn.Module
     signature: Signature
-    device: str
+    hardware: Hardware
     advice: tuple[Advice, ...]
 
     @property
@@ -104,7 +106,7 @@ def prepare(file: RecipeFile) -> Prepared:
         UsageError: if the device is not there.
     """
     recipe = file.recipe
-    device = choose_device(recipe.training.device)
+    hardware = choose_hardware(recipe.training)
     dataset = load_dataset(recipe, file.folder)
     check_augmentation(recipe, dataset.features.shape[1:])
     source = load_class(recipe.model.spec, file.folder)
@@ -112,7 +114,7 @@ def prepare(file: RecipeFile) -> Prepared:
         model = source.build(recipe.model.arguments)
         signature = probe(model, dataset)
     advice = advise(model, torch.from_numpy(dataset.features[dataset.split.train[:4]]))
-    return Prepared(file, dataset, source, model, signature, device, advice)
+    return Prepared(file, dataset, source, model, signature, hardware, advice)
 
 
 def checkpoint_of(prepared: Prepared, folder: Path) -> Checkpoint:
@@ -128,7 +130,7 @@ def checkpoint_of(prepared: Prepared, folder: Path) -> Checkpoint:
         "data": dataset.table.sha256,
         "split": dataset.split.sha256,
         "source": prepared.source.sha256,
-        "device": prepared.device,
+        "hardware": str(prepared.hardware),
         "built_with": built_with(),
     }
     return Checkpoint(folder, recipe.name, identity)
@@ -140,7 +142,7 @@ def train(
     watcher: Watcher | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Stored[RunManifest], Fitted]:
-    """Fit, measure and publish.
+    """Fit, with as many processes as the recipe asks for, measure and publish.
 
     The store is opened for writing before the first step, so that an hour of training does not end at a
     folder that cannot be written.
@@ -152,21 +154,24 @@ def train(
         checkpoint: where an interrupted training went on, and this one will; removed after publishing.
 
     Raises:
-        TrainingError: if training diverged.
+        TrainingError: if training diverged, or another process of the team failed.
         PublishError: if the run or the checkpoint cannot be written.
         KeyboardInterrupt: on Ctrl-C; the store is as it was.
     """
     watcher = watcher or Silent()
     recipe, dataset = prepared.file.recipe, prepared.dataset
     with store.staging(recipe.name, RunManifest) as staging:
-        fitted = fit(
-            prepared.build,
-            dataset,
-            recipe,
-            on_epoch=watcher.on_epoch,
-            on_progress=watcher.on_progress,
-            checkpoint=checkpoint,
-        )
+        identity = checkpoint_of(prepared, Path()).path.name
+        with crew(prepared.file, prepared.hardware.devices, identity, checkpoint) as team:
+            fitted = fit(
+                prepared.build,
+                dataset,
+                recipe,
+                on_epoch=watcher.on_epoch,
+                on_progress=watcher.on_progress,
+                checkpoint=checkpoint,
+                team=team,
+            )
         folder, split, table = staging.folder, dataset.split, dataset.table
         write_weights(folder, fitted.model)
         served = ServedModel(
