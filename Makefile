@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT)) $(if $(ENGINE),--engine $(ENGINE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export serve stop predict test test-all lint format peers bench soak accept clean
+.PHONY: help setup train export serve stop predict overfit test test-all lint format peers bench soak accept clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -43,6 +43,9 @@ stop: setup ## stop what `make serve` started
 
 predict: setup ## ask the running server about examples/digit.json
 	@$(BIN)/dropserve predict --model $(NAME) --input examples/digit.json --mc
+
+overfit: setup ## train RECIPE's net with and without dropout, several seeds: does dropout help?
+	@$(BIN)/dropserve overfit $(RECIPE)
 
 test: setup ## the fast tests, a real TorchServe among them (JOBS=2 at a time)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -149,7 +149,7 @@ def test_the_loss_of_a_heteroscedastic_head_is_scipys_and_its_gradient_is_the_pa
     mean, log_variance = output.detach().numpy().T
     expected = -norm.logpdf(target.numpy(), mean, np.exp(log_variance / 2))
     np.testing.assert_allclose(gaussian_nll(output, target).detach().numpy(), expected)
-    beta_nll(output, target).backward()
+    beta_nll(output, target).mean().backward()
     variance, residual = np.exp(log_variance), mean - target.numpy()
     assert output.grad is not None
     # equations 4 and 5 of Seitzer et al. with beta 0.5, for log variances and a mean over rows

@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from dropserve.cli import audit, bench, export, predict, serve, train
+from dropserve.cli import audit, bench, export, predict, serve, study, train
 from dropserve.errors import DropserveError, MissingExtraError
 
 app = typer.Typer(
@@ -27,9 +27,17 @@ app.add_typer(export.app)
 app.add_typer(serve.app)
 app.add_typer(predict.app)
 app.add_typer(bench.app)
+app.add_typer(study.app)
 
 # The extra that brings what a command imports.
-_EXTRAS = {"train": "train", "bench": "train", "import": "train", "export": "export", "serve": "torchserve"}
+_EXTRAS = {
+    "train": "train",
+    "bench": "train",
+    "overfit": "train",
+    "import": "train",
+    "export": "export",
+    "serve": "torchserve",
+}
 
 
 def main() -> None:

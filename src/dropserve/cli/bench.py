@@ -60,8 +60,8 @@ def uci(
         from dropserve.training.uci import report  # noqa: PLC0415
         from dropserve.training.uci.bench import run  # noqa: PLC0415
         from dropserve.training.uci.published import read_published  # noqa: PLC0415
-        from dropserve.training.uci.records import write_whole  # noqa: PLC0415
         from dropserve.training.uci.splits import read_tables  # noqa: PLC0415
+        from dropserve.training.whole_files import write_whole  # noqa: PLC0415
 
         tables = read_tables(data, table)
         published = read_published(data)

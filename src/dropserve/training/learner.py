@@ -156,7 +156,7 @@ class Learner(pl.LightningModule):
         output = self._answer(rows)
         loss = self.loss(output, target, self._smoothing)
         self.train_sum.add(len(rows), loss.detach())
-        followed = beta_nll(output, target) if self._pair else loss
+        followed = beta_nll(output, target).mean() if self._pair else loss
         return followed if self.weight is None else followed * self.weight(place)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
@@ -199,7 +199,7 @@ def gaussian_nll(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def beta_nll(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss that a heteroscedastic head learns by.
+    """The loss ``[N]`` that a heteroscedastic head learns by.
 
     The plain likelihood weights a row's residual by 1 / variance, so that rows which fit badly are soon given
     up as noise. Each row's loss times its own variance to the power beta, held constant, undoes that (Seitzer
@@ -207,7 +207,7 @@ def beta_nll(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     ICLR 2022; 0.5 is what they advise).
     """
     weight = output[:, 1].detach().exp().clamp_min(_LEAST) ** _BETA
-    return (weight * gaussian_nll(output, target)).mean()
+    return weight * gaussian_nll(output, target)
 
 
 def build_optimiser(table: OptimiserTable, model: nn.Module) -> torch.optim.Optimizer:

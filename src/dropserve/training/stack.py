@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -75,9 +75,11 @@ class Stack:
 
     Attributes:
         net: runs them.
-        parameters: [M, P].
+        parameters: of the best epoch if there were validation rows, else of the last one [M, P].
         rest: the rest of their state, [M, ...] by name.
         outcomes: how each training went.
+        rates: dropout rates of each, one for each site.
+        last: parameters and rest where training ended.
     """
 
     net: StackedNet
@@ -85,6 +87,7 @@ class Stack:
     rest: dict[str, Tensor]
     outcomes: tuple[Outcome, ...]
     rates: tuple[tuple[float, ...], ...] = field(repr=False)
+    last: tuple[Tensor, dict[str, Tensor]] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -92,6 +95,11 @@ class Stack:
     def state(self, member: int) -> dict[str, Tensor]:
         """The state of one member, for ``load_state_dict``."""
         return self.net.state(self.parameters, self.rest, member)
+
+    @property
+    def ended(self) -> Stack:
+        """The same members with the weights of their last epoch."""
+        return replace(self, parameters=self.last[0], rest=self.last[1])
 
     def predict(self, rows: Tensor) -> Tensor:
         """Outputs [M, B, ...], dropout off, of rows [B, ...] that all members see."""
@@ -110,6 +118,7 @@ def train_stack(
     loss: Loss,
     settings: StackSettings,
     *,
+    validation_loss: Loss | None = None,
     width: int | None = None,
     workers: int = 1,
     on_epoch: Callable[[int], None] | None = None,
@@ -121,6 +130,7 @@ def train_stack(
         members: what differs.
         loss: of each row.
         settings: what all share.
+        validation_loss: of each validation row; ``loss`` by default.
         width: members trained at once; by default as many as the processor's cache holds.
         workers: threads, each with members of its own.
         on_epoch: called with the number of members that finished an epoch (from any thread).
@@ -134,6 +144,7 @@ def train_stack(
     parameters, rest = net.gather(models, settings.dtype)
     rates = tuple(_rates(member, net) for member in members)
     outcomes: list[Outcome | None] = [None] * len(members)
+    best, best_rest = parameters.clone(), {name: value.clone() for name, value in rest.items()}
 
     def run(places: list[int]) -> None:
         index = torch.tensor(places)
@@ -141,22 +152,27 @@ def train_stack(
             net.another(),
             [members[place] for place in places],
             [rates[place] for place in places],
-            loss,
+            (loss, validation_loss or loss),
             settings,
             parameters[index],
             {name: value[index] for name, value in rest.items()},
         )
-        final, final_rest, ended = group.run(on_epoch or _ignore)
-        parameters[index] = final
-        for name, value in final_rest.items():
-            rest[name][index] = value
-        for place, outcome in zip(places, ended, strict=True):
+        ended = group.run(on_epoch or _ignore)
+        for whole, whole_rest, (part, part_rest) in (
+            (parameters, rest, ended.last),
+            (best, best_rest, ended.best),
+        ):
+            whole[index] = part
+            for name, value in part_rest.items():
+                whole_rest[name][index] = value
+        for place, outcome in zip(places, ended.outcomes, strict=True):
             outcomes[place] = outcome
 
     groups = list(_groups(members, settings, net, width or _width(net, parameters, settings), workers))
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, groups))
-    return Stack(net, parameters, rest, tuple(each for each in outcomes if each is not None), rates)
+    done = tuple(each for each in outcomes if each is not None)
+    return Stack(net, best, best_rest, done, rates, (parameters, rest))
 
 
 def _ignore(_: int) -> None:

@@ -38,6 +38,25 @@ class Outcome:
     stopped_early: bool = False
 
 
+State = tuple[Tensor, dict[str, Tensor]]
+"""Parameters [M, P] and the rest of the state, [M, ...] by name."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A group that is trained.
+
+    Attributes:
+        best: the state that is kept: of the best epoch, or of the last one without validation rows.
+        last: the state where each training ended.
+        outcomes: how each went.
+    """
+
+    best: State
+    last: State
+    outcomes: list[Outcome]
+
+
 class Group:
     """Trains its members together.
 
@@ -45,7 +64,7 @@ class Group:
         net: runs them; its work space is this group's alone.
         members: all with as many batches an epoch.
         rates: of each member, one for each site.
-        loss: of each row.
+        losses: of each row, in training and in validation.
         settings: what all share.
         parameters: [M, P], changed.
         rest: the rest of the state, [M, ...] by name, changed.
@@ -56,18 +75,19 @@ class Group:
         net: StackedNet,
         members: Sequence[Member],
         rates: Sequence[Sequence[float]],
-        loss: Loss,
+        losses: tuple[Loss, Loss],
         settings: StackSettings,
         parameters: Tensor,
         rest: dict[str, Tensor],
     ) -> None:
-        self._net, self._loss, self._settings = net, loss, settings
+        self._net, self._settings = net, settings
+        self._loss, self._validation_loss = losses
         self._members, self._rates = list(members), list(rates)
         self._parameters, self._rest = parameters, rest
         self._alive = list(range(len(members)))
         self.outcomes = [Outcome() for _ in members]
-        self._best = parameters.clone()
-        self._best_rest = {name: value.clone() for name, value in rest.items()}
+        self._best, self._best_rest = _copy((parameters, rest))
+        self._last, self._last_rest = _copy((parameters, rest))
         self._least = [math.inf] * len(members)
         self._optimiser = StackedOptimiser.fresh(
             settings.optimiser, [m.weight_decay for m in members], settings.momentum, parameters
@@ -75,8 +95,8 @@ class Group:
         self._batches = self._new_batches()
         self._masks = self._new_masks()
 
-    def run(self, on_epoch: Callable[[int], None]) -> tuple[Tensor, dict[str, Tensor], list[Outcome]]:
-        """Train to the end; parameters, rest and outcomes of all members."""
+    def run(self, on_epoch: Callable[[int], None]) -> Ended:
+        """Train to the end."""
         validates = self._members[0].validation is not None
         for epoch in range(self._settings.epochs):
             self._epoch(epoch)
@@ -85,11 +105,21 @@ class Group:
             on_epoch(len(self._alive))
             if not self._alive:
                 break
+        self._leave(list(range(len(self._alive))))
+        last = self._last, self._last_rest
         if not validates:
-            for outcome, row in zip(self.outcomes, self._parameters, strict=True):
+            for outcome, row in zip(self.outcomes, self._last, strict=True):
                 outcome.best_epoch = self._settings.epochs if bool(torch.isfinite(row).all()) else 0
-            return self._parameters, self._rest, self.outcomes
-        return self._best, self._best_rest, self.outcomes
+            return Ended(last, last, self.outcomes)
+        return Ended((self._best, self._best_rest), last, self.outcomes)
+
+    def _leave(self, members: Sequence[int]) -> None:
+        """Keep the state in which some of those alive end."""
+        here, there = torch.tensor(members), torch.tensor([self._alive[at] for at in members])
+        if members:
+            self._last[there] = self._parameters[here]
+            for name, value in self._rest.items():
+                self._last_rest[name][there] = value[here]
 
     def _epoch(self, epoch: int) -> None:
         settings = self._settings
@@ -138,7 +168,7 @@ class Group:
             features, target = pool.take(torch.where(there, places, 0) + pool.starts)
             output = self._net.forward(self._parameters, self._rest, features, None)
             # where: a row that is not there must not count, whatever its loss is
-            total += torch.where(there, self._loss(output, target).double(), 0.0).sum(1)
+            total += torch.where(there, self._validation_loss(output, target).double(), 0.0).sum(1)
         return (total / counts[:, 0]).tolist()
 
     @staticmethod
@@ -159,6 +189,7 @@ class Group:
                 outcome.stopped_early = epoch + 1 < self._settings.epochs
         if len(kept) == len(self._alive):
             return
+        self._leave([at for at in range(len(self._alive)) if at not in kept])
         index = torch.tensor(kept, dtype=torch.int64)
         self._alive = [self._alive[at] for at in kept]
         self._parameters = self._parameters[index]
@@ -189,6 +220,10 @@ class Group:
             )
             for site, shape in enumerate(self._net.site_shapes())
         ]
+
+
+def _copy(state: State) -> State:
+    return state[0].clone(), {name: value.clone() for name, value in state[1].items()}
 
 
 def mask_rows(rows: int, size: int) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dropserve.errors import DataError
 from dropserve.training.uci.choose import Space
 from dropserve.training.uci.judge import SAMPLES
 from dropserve.training.uci.network import HIDDEN
 from dropserve.training.uci.splits import SplitTable
+from dropserve.training.whole_files import read_json, write_whole
 
 METHOD = 1  # raised whenever the same settings would give other results
 
@@ -74,11 +73,10 @@ class Records:
             DataError: if the file is no result.
         """
         path = self.path(split)
+        found = read_json(path)
         try:
-            return SplitResult(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
+            return None if found is None else SplitResult(**found)
+        except TypeError as error:
             raise DataError(
                 f"{path}: no result of a split ({error}); remove it to have it done again"
             ) from error
@@ -86,14 +84,3 @@ class Records:
     def write(self, result: SplitResult) -> None:
         """Keep a result."""
         write_whole(self.path(result.split), asdict(result))
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON so that a reader finds the former file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
