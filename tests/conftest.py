@@ -295,7 +295,7 @@ def staff_version(tmp_path_factory: pytest.TempPathFactory) -> Stored[VersionMan
 
 
 @pytest.fixture(scope="session")
-def served(
+def shared_versions(
     mlp_version: Stored[VersionManifest],
     embedding_version: Stored[VersionManifest],
     photos_version: Stored[VersionManifest],
@@ -307,21 +307,22 @@ def served(
 
 @pytest.fixture(scope="session")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, served: list[Stored[VersionManifest]]
+    tmp_path_factory: pytest.TempPathFactory, shared_versions: list[Stored[VersionManifest]]
 ) -> Iterator[Deployment]:
     """A real TorchServe; ``server.url`` is where it answers."""
     with ExitStack() as stack:
         with no_java_on_path():
-            deployment = stack.enter_context(running_server(tmp_path_factory.mktemp("server"), served))
+            server = running_server(tmp_path_factory.mktemp("server"), shared_versions)
+            deployment = stack.enter_context(server)
         yield deployment
 
 
 @pytest.fixture(scope="session")
 def asgi_server(
-    tmp_path_factory: pytest.TempPathFactory, served: list[Stored[VersionManifest]]
+    tmp_path_factory: pytest.TempPathFactory, shared_versions: list[Stored[VersionManifest]]
 ) -> Iterator[Deployment]:
     """A real ASGI server with the same models."""
-    with running_server(tmp_path_factory.mktemp("asgi"), served, engine="asgi") as deployment:
+    with running_server(tmp_path_factory.mktemp("asgi"), shared_versions, engine="asgi") as deployment:
         yield deployment
 
 
@@ -339,9 +340,13 @@ def running_server(
     stage = ROOT / "serving"
     config = folder / "model-config.yaml"
     config.write_text(tuning or (stage / "model-config.yaml").read_text())
-    files = config, stage / "config.properties", stage / "log4j2.xml"
-    chosen = Options(*files, **({"port": free_ports(1)[0]} | options))
-    deployment = torchserve.start(folder / ".run", versions, chosen)
+    chosen: dict[str, Any] = {
+        "model_config": config,
+        "properties": stage / "config.properties",
+        "log_config": stage / "log4j2.xml",
+        "port": free_ports(1)[0],
+    }
+    deployment = torchserve.start(folder / ".run", versions, Options(**(chosen | options)))
     yield deployment
     assert torchserve.stop(folder / ".run") is not None, "the server was gone before the tests ended"
 

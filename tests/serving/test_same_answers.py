@@ -61,6 +61,7 @@ def test_a_deterministic_model_in_a_process_of_its_own_too(
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory, served: Any, run_server: Any) -> Any:
-    with run_server(tmp_path_factory.mktemp("processes"), served, PROCESSES, engine="asgi") as deployment:
+def processes(tmp_path_factory: pytest.TempPathFactory, shared_versions: Any, run_server: Any) -> Any:
+    folder = tmp_path_factory.mktemp("processes")
+    with run_server(folder, shared_versions, PROCESSES, engine="asgi") as deployment:
         yield deployment

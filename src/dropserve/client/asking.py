@@ -160,7 +160,7 @@ class Asking:
             )
         if status == 404:
             raise ServerError(f"{self.url} serves no {endpoint}. Start it with: dropserve serve {endpoint}")
-        if status == 400 and "Token Authorization" in text:
+        if status == 401 or (status == 400 and "Token Authorization" in text):
             raise ServerError(
                 f"{self.url} lets nobody in without its token: give token=..., or DROPSERVE_TOKEN"
             )

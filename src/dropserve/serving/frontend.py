@@ -80,9 +80,9 @@ class Frontend:
         except subprocess.TimeoutExpired:
             return None
 
-    def end(self) -> None:
-        """Ask it to end, then make sure; workers included."""
-        self.id.end(_GRACE)
+    def end(self, grace: float = _GRACE) -> None:
+        """Ask it to end, then make sure after so many seconds; workers included."""
+        self.id.end(grace)
         self._process.wait()
 
     def wait_ready(self, seconds: float, progress: Progress) -> None:
@@ -132,7 +132,12 @@ class Frontend:
                 self._check(deadline, seconds, f"{endpoint.name} does not answer its example: {problem}")
                 time.sleep(_POLL)
             with ThreadPoolExecutor(_WARM_CONNECTIONS) as pool:
-                list(pool.map(lambda _: _ask(http, url, body), range(_WARM_REQUESTS)))
+                asked = pool.map(lambda _: _ask(http, url, body), range(_WARM_REQUESTS))
+                for problem in asked:
+                    if problem is not None:  # it may have died or hung; do not wait for every one
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        break
+            self._check(deadline, seconds, f"{endpoint.name} was warmed in vain")
 
     def _check(self, deadline: float, seconds: float, state: str) -> None:
         """Give up as soon as waiting is in vain."""

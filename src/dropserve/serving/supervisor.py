@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -23,9 +24,11 @@ STATE = "server.json"
 TOKEN = "token"  # noqa: S105  # the name of the file that holds it
 _BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY = 60.0  # seconds of good service after which an earlier death is forgotten
+_HUNG = 1.0  # seconds that a server is given to end that does not answer
 _ASK = 2.0  # seconds between questions about its health
 _STABLE_TRIES = len(_BACKOFF) + 4
 
+log = logging.getLogger("dropserve.serving.supervisor")
 Phase = Literal["starting", "ready", "restarting", "failed"]
 
 
@@ -146,10 +149,12 @@ class Supervisor:
                 status = frontend.exit_status
                 if status is None and not silence.too_long():
                     continue
-                reason = f"{frontend.title} ended with status {status}"
                 if status is None:
                     reason = f"{frontend.title} has not answered for {silence.limit:g} s"
-                frontend.end()  # its workers
+                    frontend.end(_HUNG)
+                else:
+                    reason = f"{frontend.title} ended with status {status}"
+                    frontend.end()  # its workers
                 deaths = 1 if time.monotonic() - since > _STEADY else deaths + 1
                 frontend = self._again(frontend, reason, deaths)
                 silence = _Silence(frontend)
@@ -164,6 +169,7 @@ class Supervisor:
                 raise ServerError(
                     f"{reason}, for the {deaths}th time in a row; see {frontend.deployment.logs}"
                 )
+            log.warning("%s; it is started again", reason)
             self._write(phase="restarting", detail=reason, frontend=None, restarts=self._state.restarts + 1)
             if self._stop.wait(_BACKOFF[min(deaths, len(_BACKOFF)) - 1]):
                 break
@@ -218,6 +224,7 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("patience", type=float)
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s")
     deployment = Deployment.model_validate_json(arguments.deployment.read_bytes())
     try:
         Supervisor(arguments.run_dir, deployment, patience=arguments.patience).run()

@@ -99,8 +99,9 @@ class Pool:
                     deaths = 1 if loop.time() - began > _STEADY else deaths + 1
                 else:
                     log.error("%s %s: %s", LOAD_FAILED, self._name, problem)
-                    self._trouble, self._hopeless = f"its worker cannot load: {problem}", True
                     deaths += 1
+                    self._trouble = f"its worker cannot load: {problem}"
+                    self._hopeless = worker.refused or deaths > 1  # it may just have been killed
                     worker.kill()
             finally:
                 how = await worker.end()

@@ -59,6 +59,7 @@ class Worker(asyncio.Protocol):
         held: requests that lie with it, the oldest first.
         since: when it began on the oldest of them, by the loop's clock.
         metadata: of its model, once it has been loaded.
+        refused: whether it has said by itself that it cannot load its model.
     """
 
     def __init__(self, folder: Path, endpoint: str, tuning: Tuning, answered: Callable[[Sums], None]) -> None:
@@ -73,6 +74,7 @@ class Worker(asyncio.Protocol):
         self.held: deque[Pending] = deque()
         self.since = 0.0
         self.metadata: dict[str, Any] = {}
+        self.refused = False
 
     async def start(self) -> str | None:
         """Start the process and wait until it has loaded; why it could not, or None."""
@@ -128,7 +130,7 @@ class Worker(asyncio.Protocol):
                 self.since = asyncio.get_running_loop().time()
                 self._answered(sums)
                 continue
-            self.metadata = head.get("metadata", {})
+            self.metadata, self.refused = head.get("metadata", {}), "failed" in head
             if not self._hello.done():
                 self._hello.set_result(head.get("failed"))
 

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import os
 import signal
+import socket
 import sys
 from collections.abc import Generator
 from functools import partial
@@ -23,7 +25,7 @@ from dropserve.serving.deployment import MODEL_LOG, Deployment
 from dropserve.serving.runtime import LOOPBACK
 
 _IDLE = 75  # seconds that a connection may lie idle: longer than clients and balancers keep theirs
-_LEAVE = 0.3  # seconds in which clients are told to leave before connections are closed
+_LEAVE = 0.3  # seconds between the steps of stopping
 _DRAIN = 9  # seconds for what is still computed; the supervisor kills after ten
 _HEAD = 65_536  # bytes of a request before its body
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
@@ -57,6 +59,28 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def close_doors(self) -> None:
+        """Let nobody in any more; who is in stays, and so does who stands at the door.
+
+        The system would cut off connections that it has made and the loop has not yet taken.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: list[socket.socket] = []
+        for listener in self.servers:
+            for door in listener.sockets:
+                with socket.socket(fileno=os.dup(door.fileno())) as taken:
+                    taken.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            waiting.append(taken.accept()[0])
+            listener.close()
+        for connection in waiting:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return _Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 _configured = partial(
@@ -100,7 +124,10 @@ async def serve(deployment: Deployment) -> None:
     await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
     app.draining = True
     if stop.is_set():
-        await asyncio.sleep(_LEAVE)
+        await asyncio.sleep(_LEAVE)  # who asks now is answered, and told to leave
+        for server in servers:
+            await server.close_doors()
+        await asyncio.sleep(_LEAVE)  # who has just come in may still ask
     for server in servers:
         server.should_exit = True
     results = await asyncio.gather(*running, return_exceptions=True)
