@@ -113,6 +113,7 @@ class _Reader:
     def read(self, value: Any, shape: Shape, row: int, path: tuple[int, ...], flat: list[Any]) -> None:
         """Append the numbers of one row, or of a part of it, to ``flat``."""
         if not shape:
+            value = self._element(value)
             if type(value) not in self._allowed:
                 self._refuse_element(value, row, path)
             flat.append(value)
@@ -127,9 +128,14 @@ class _Reader:
                 self.read(part, shape[1:], row, (*path, index), flat)
             return
         if not self._allowed.issuperset(map(type, value)):
+            value = [self._element(element) for element in value]
+        if not self._allowed.issuperset(map(type, value)):
             index = next(i for i, element in enumerate(value) if type(element) not in self._allowed)
             self._refuse_element(value[index], row, (*path, index))
         flat += value
+
+    def _element(self, value: Any) -> Any:
+        return whole(value) if self._kind in "iu" else value
 
     def convert(self, flat: list[Any]) -> Array:
         """One row after another, in the dtype of the input; refuses what it cannot hold."""
@@ -230,6 +236,11 @@ def describe(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{word} ({_short(value)})"
     return word
+
+
+def whole(value: Any) -> Any:
+    """A whole number as an int: JSON has one kind of number, and some writers give 50 as 50.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def quote(text: str) -> str:

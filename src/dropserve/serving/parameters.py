@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from dropserve.dropout.engine import Settings
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.errors import RequestError, UsageError
-from dropserve.serving.instances import describe, quote
+from dropserve.serving.instances import describe, quote, whole
 from dropserve.serving.query import COVERAGE, Answer
 
 NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage", "mc_tolerance")
@@ -155,7 +155,7 @@ def effective(answer: Answer) -> dict[str, int | str]:
 
 
 def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
-    value = parameters.get(name, default)
+    value = whole(parameters.get(name, default))
     if type(value) is not int or not least <= value <= most:
         _refuse(f"{name} is {describe(value)}; expected a whole number from {least} to {most}")
     return value

@@ -65,10 +65,13 @@ def describe(desks: Sequence[Desk], *, tokens: bool) -> dict[str, Any]:
 def _components(desk: Desk) -> dict[str, Schema]:
     endpoint, manifest = desk.endpoint, desk.manifest
     mc, name = endpoint.monte_carlo, endpoint.name
+    outputs = tuple(entry["name"] for entry in (desk.metadata or {}).get("outputs", ()))
+    if mc and outputs:
+        outputs = (*outputs, "samples")  # with a tolerance
     return {
         f"{name}.V1Request": schemas.request_v1(manifest, desk.limits, monte_carlo=mc),
         f"{name}.V1Answer": schemas.answer_v1(manifest, class_labels(manifest), monte_carlo=mc),
-        f"{name}.V2Request": schemas.request_v2(manifest, desk.limits, monte_carlo=mc),
+        f"{name}.V2Request": schemas.request_v2(manifest, desk.limits, outputs, monte_carlo=mc),
         f"{name}.V2Answer": schemas.answer_v2(name, endpoint.version, monte_carlo=mc),
     }
 

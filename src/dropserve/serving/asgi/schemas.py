@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -80,14 +81,29 @@ def _element(spec: TensorSpec) -> Schema:
     if dtype.kind == "b":
         return {"type": "boolean"}
     if dtype.kind == "f":
-        most = float(np.finfo(spec.dtype).max)
-        return {"type": "number", "minimum": -most, "maximum": most}
+        limits = np.finfo(spec.dtype)
+        # What lies half a step beyond the greatest number is rounded to infinity, and so refused.
+        most = float(limits.max) + 2.0 ** (limits.maxexp - limits.nmant - 2)
+        return (
+            {"type": "number", "exclusiveMinimum": -most, "exclusiveMaximum": most}
+            if most < np.inf
+            else NUMBER
+        )
     bounds = np.iinfo(spec.dtype)
     return {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
 
 
-def request_v2(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) -> Schema:
-    """The Open Inference Protocol's, with its data in the JSON."""
+def request_v2(
+    manifest: VersionManifest, limits: Limits, outputs: tuple[str, ...], *, monte_carlo: bool
+) -> Schema:
+    """The Open Inference Protocol's, with its data in the JSON.
+
+    Args:
+        manifest: of the version that is served.
+        limits: what one request may ask for.
+        outputs: names of the outputs that there may be; empty while nobody knows.
+        monte_carlo: whether it is the endpoint NAME-mc.
+    """
     inputs = [_tensor_in(spec) for spec in manifest.signature.inputs]
     if (table := table_reader(manifest)) is not None and table.has_categories:
         inputs = table_schemas.inputs(table)
@@ -102,7 +118,7 @@ def request_v2(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) 
     output = {
         "type": "object",
         "properties": {
-            "name": TEXT,
+            "name": {"enum": list(outputs)} if outputs else TEXT,
             "parameters": {
                 "type": "object",
                 "properties": {"binary_data": {"type": "boolean"}, "classification": False},
@@ -134,13 +150,19 @@ def _tensor_in(spec: TensorSpec) -> Schema:
         fixed = isinstance(axis, int)
         sizes.append({"const": axis} if fixed else {"type": "integer", "minimum": 1, "maximum": axis.maximum})
     count = len(sizes)
+    least = math.prod(axis if isinstance(axis, int) else 1 for axis in spec.shape)
+    flat = {"type": "array", "items": _element(spec), "minItems": least}
+    nested = {"type": "array", "items": _row(spec), "minItems": 1}
     return {
         "type": "object",
         "properties": {
             "name": {"const": spec.name},
             "shape": {"type": "array", "prefixItems": sizes, "minItems": count, "maxItems": count},
             "datatype": {"const": DATATYPES[spec.dtype]},
-            "data": {"type": "array", "description": "row-major: flat, or nested as the shape says"},
+            "data": {
+                "description": "row-major: flat, or nested as the shape says",
+                "anyOf": [flat, nested] if spec.shape else [flat],
+            },
         },
         "required": ["name", "shape", "datatype", "data"],
     }
