@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote ask a real TorchServe, as far as its routes allow.
+"""Clients that nobody here wrote ask a real server of each host, as far as its routes allow.
 
 tritonclient and kserve pin other versions than we do, so they live in an environment of their own:
 ``make peers`` makes it. curl is the system's.
@@ -28,6 +28,12 @@ LABELS = np.array(list("abcd"))
 ROWS = np.random.default_rng(5).normal(size=(3, 6)).round(3).astype(np.float32)
 BODY = json.dumps({"instances": ROWS.astype(float).round(3).tolist()})
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["server", "asgi_server"])
+def host(request: pytest.FixtureRequest) -> Deployment:
+    """TorchServe, and the ASGI host."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +77,8 @@ def is_doubt(case: dict[str, Any], samples: np.ndarray) -> None:
     np.testing.assert_allclose(case["values"]["standard_deviation"], samples.std(0), rtol=1e-4)
 
 
-def test_tritonclient(server: Deployment, plain: np.ndarray, samples: np.ndarray) -> None:
-    found = ask("ask_triton.py", "tritonclient.http", server.url)
+def test_tritonclient(host: Deployment, plain: np.ndarray, samples: np.ndarray) -> None:
+    found = ask("ask_triton.py", "tritonclient.http", host.url)
     for name in ("binary", "json", "binary, outputs named", "binary in, json out", "aio binary"):
         is_plain(found[name], plain)
     assert len(found["async_infer"]) == 4
@@ -89,8 +95,8 @@ def test_tritonclient(server: Deployment, plain: np.ndarray, samples: np.ndarray
     assert list(found["binary, outputs named"]["values"]) == ["probabilities"]
 
 
-def test_tritonclient_shows_what_was_wrong(server: Deployment) -> None:
-    found = ask("ask_triton.py", "tritonclient.http", server.url)
+def test_tritonclient_shows_what_was_wrong(host: Deployment) -> None:
+    found = ask("ask_triton.py", "tritonclient.http", host.url)
     for name in ("wrong shape", "aio wrong shape"):
         assert found[name] == {
             "error": "input input: shape is [3, 4]; expected [rows, 6], at least one row",
@@ -112,8 +118,19 @@ def test_what_torchserve_does_not_route_is_refused_and_not_made_up(server: Deplo
     assert kserve["model ready"] is False
 
 
-def test_kserve(server: Deployment, plain: np.ndarray, samples: np.ndarray) -> None:
-    found = ask("ask_kserve.py", "kserve", server.url)
+def test_the_asgi_host_routes_everything(asgi_server: Deployment, plain: np.ndarray) -> None:
+    triton = ask("ask_triton.py", "tritonclient.http", asgi_server.url)
+    assert [triton[name] for name in ("live", "ready", "model ready")] == [True] * 3
+    is_plain(triton["with a version"], plain)
+    assert triton["metadata"]["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 6]}]
+    kserve = ask("ask_kserve.py", "kserve", asgi_server.url)
+    assert [kserve[name] for name in ("live", "ready", "model ready")] == [True] * 3
+    for found in (triton, kserve):
+        assert 'there is no model "nobody" here; there are mlp,' in found["unknown model"]["error"]
+
+
+def test_kserve(host: Deployment, plain: np.ndarray, samples: np.ndarray) -> None:
+    found = ask("ask_kserve.py", "kserve", host.url)
     near([list(p["probabilities"].values()) for p in found["v1"]["predictions"]], plain)
     near([list(p["probabilities"].values()) for p in found["v1 mc"]["predictions"]], samples.mean(0))
     for name in ("v2 json", "v2 binary", "v2 binary in, json out"):
@@ -127,11 +144,11 @@ def test_kserve(server: Deployment, plain: np.ndarray, samples: np.ndarray) -> N
     assert "shape is [3, 4]; expected [rows, 6]" in found["v2 wrong shape"]["error"]
 
 
-def curl(server: Deployment, path: str, *words: str) -> tuple[int, bytes]:
+def curl(host: Deployment, path: str, *words: str) -> tuple[int, bytes]:
     """Status and body."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed on this machine")
-    line = ["curl", "-s", "-w", "%{stderr}%{http_code}", server.url + path, *words]
+    line = ["curl", "-s", "-w", "%{stderr}%{http_code}", host.url + path, *words]
     done = subprocess.run(line, capture_output=True, check=True, timeout=60)
     return int(done.stderr), done.stdout
 
@@ -139,21 +156,21 @@ def curl(server: Deployment, path: str, *words: str) -> tuple[int, bytes]:
 JSON: Sequence[str] = ("-H", "content-type: application/json")
 
 
-def test_curl(server: Deployment, plain: np.ndarray, samples: np.ndarray, tmp_path: Path) -> None:
+def test_curl(host: Deployment, plain: np.ndarray, samples: np.ndarray, tmp_path: Path) -> None:
     for path in ("/predictions/mlp", "/predictions/mlp/1", "/v1/models/mlp:predict"):
-        status, body = curl(server, path, *JSON, "-d", BODY)
+        status, body = curl(host, path, *JSON, "-d", BODY)
         assert status == 200
         near([list(p["probabilities"].values()) for p in json.loads(body)["predictions"]], plain)
     document = json.loads(BODY) | {"parameters": {"mc_samples": 20, "mc_seed": 3}}
     (tmp_path / "body.json").write_text(json.dumps(document))
-    _, body = curl(server, "/predictions/mlp-mc", *JSON, "-d", f"@{tmp_path / 'body.json'}")
+    _, body = curl(host, "/predictions/mlp-mc", *JSON, "-d", f"@{tmp_path / 'body.json'}")
     near([list(p["probabilities"].values()) for p in json.loads(body)["predictions"]], samples.mean(0))
 
 
-def test_curl_with_v2_json_and_binary(server: Deployment, plain: np.ndarray, tmp_path: Path) -> None:
+def test_curl_with_v2_json_and_binary(host: Deployment, plain: np.ndarray, tmp_path: Path) -> None:
     tensor = {"name": "input", "shape": [3, 6], "datatype": "FP32"}
     document = {"id": "7", "inputs": [tensor | {"data": ROWS.astype(float).ravel().tolist()}]}
-    status, body = curl(server, "/v2/models/mlp/infer", *JSON, "-d", json.dumps(document))
+    status, body = curl(host, "/v2/models/mlp/infer", *JSON, "-d", json.dumps(document))
     answer = json.loads(body)
     assert (status, answer["id"]) == (200, "7")
     outputs = {output["name"]: output for output in answer["outputs"]}
@@ -162,16 +179,24 @@ def test_curl_with_v2_json_and_binary(server: Deployment, plain: np.ndarray, tmp
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(raw)}}]}).encode()
     (tmp_path / "body").write_bytes(head + raw)
     words = ("-H", f"Inference-Header-Content-Length: {len(head)}", "--data-binary", f"@{tmp_path / 'body'}")
-    status, body = curl(
-        server, "/v2/models/mlp/infer", "-H", "content-type: application/octet-stream", *words
-    )
+    status, body = curl(host, "/v2/models/mlp/infer", "-H", "content-type: application/octet-stream", *words)
     assert status == 200
     assert {output["name"]: output for output in json.loads(body)["outputs"]} == outputs
 
 
 def test_curl_as_people_type_it_first(server: Deployment) -> None:
-    """Without the header curl sends a form; the answer says which header is missing."""
+    """Without the header curl sends a form; TorchServe takes it apart, so the answer says what is missing."""
     for words in (("-d", BODY), ("-F", f"data={BODY}")):
         status, body = curl(server, "/predictions/mlp", *words)
         assert status == 415
         assert "-H 'content-type: application/json'" in json.loads(body)["error"]
+
+
+def test_curl_as_people_type_it_first_on_the_asgi_host(asgi_server: Deployment, plain: np.ndarray) -> None:
+    """There it is JSON, whatever curl calls it; a file upload is not."""
+    status, body = curl(asgi_server, "/predictions/mlp", "-d", BODY)
+    assert status == 200
+    near([list(p["probabilities"].values()) for p in json.loads(body)["predictions"]], plain)
+    status, body = curl(asgi_server, "/predictions/mlp", "-F", f"data={BODY}")
+    assert status == 415
+    assert "-H 'content-type: application/json'" in json.loads(body)["error"]
