@@ -74,9 +74,10 @@ class Server:
     Args:
         folder: of the project.
         words: for every ``dropserve serve``.
+        patience: seconds until a worker must have answered.
     """
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, patience: int = 5) -> None:
         self.folder = folder
         self.words = words
         self.store = Store(folder / "model_store")
@@ -85,7 +86,7 @@ class Server:
         shutil.copytree(ROOT / "serving", folder / "serving")
         config = folder / "serving" / "model-config.yaml"
         text, changed = re.subn(
-            r"^responseTimeout: \d+", "responseTimeout: 5", config.read_text(), flags=re.MULTILINE
+            r"^responseTimeout: \d+", f"responseTimeout: {patience}", config.read_text(), flags=re.MULTILINE
         )
         assert changed == 1
         config.write_text(text)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow  # kills servers of its own
 
 ROWS = rows(PAGE.partition(ELSEWHERE)[2])
 LOG = "model_log.log"
+PATIENCE = 15  # longer than a worker takes to load on a busy machine, or waiting requests would be refused
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def project(
     tmp_path_factory: pytest.TempPathFactory, mlp: Any, publish_version: Callable[..., Any]
 ) -> Iterator[Server]:
     """Served once for all tests that leave it whole."""
-    server = Server(tmp_path_factory.mktemp("faults"), "--engine", "asgi")
+    server = Server(tmp_path_factory.mktemp("faults"), "--engine", "asgi", patience=PATIENCE)
     publish_version(server.store, "mlp", mlp.files(), labels=("a", "b", "c", "d"), sites=(mlp.site,))
     yield server
     server.command("stop")

@@ -209,7 +209,7 @@ def refuse_overflow(values: Mapping[str, Float]) -> None:
     Raises:
         RequestError: naming the first row whose answer is not finite.
     """
-    if not values:
+    if all(np.isfinite(array).all() for array in values.values()):
         return
     finite = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in values.values()]
     rows = np.logical_and.reduce(finite)

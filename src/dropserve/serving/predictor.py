@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -135,9 +136,11 @@ class Predictor:
 
     def _run(self, queries: list[Query]) -> list[Answer | Exception]:
         """Answer requests whose rows fit together; all of them share the run of the trunk."""
-        inputs = {n: np.concatenate([query.inputs[n] for query in queries]) for n in queries[0].inputs}
-        ends = np.cumsum([query.rows for query in queries])
-        rows = [slice(int(end) - query.rows, int(end)) for query, end in zip(queries, ends, strict=True)]
+        inputs, rows = queries[0].inputs, [slice(0, queries[0].rows)]
+        if len(queries) > 1:
+            inputs = {n: np.concatenate([query.inputs[n] for query in queries]) for n in inputs}
+            ends = list(itertools.accumulate(query.rows for query in queries))
+            rows = [slice(end - query.rows, end) for query, end in zip(queries, ends, strict=True)]
         if queries[0].settings is None:
             plain = self._run_plain(inputs)
             return [_answer(query, plain, part) for query, part in zip(queries, rows, strict=True)]
@@ -202,6 +205,9 @@ def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None = No
 
 def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
     """Indices of requests whose rows fit together: of one kind, of equal lengths, within a bound."""
+    if len(queries) == 1:
+        yield [0]
+        return
     groups: dict[object, list[int]] = {}
     for index, query in enumerate(queries):
         shapes = tuple((name, array.shape[1:]) for name, array in query.inputs.items())

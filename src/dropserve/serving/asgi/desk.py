@@ -55,9 +55,8 @@ class Desk:
     async def open(self) -> None:
         """Load the model; what goes wrong is logged, and stands in :attr:`problem`."""
         name, tuning = self.endpoint.name, self._tuning
-        if tuning.place == "server" or (
-            tuning.place == "auto" and tuning.workers == 1 and not self.endpoint.monte_carlo
-        ):
+        at_home = tuning.place == "server" or (tuning.place == "auto" and tuning.workers == 1)
+        if at_home and not self.endpoint.monte_carlo:
             try:
                 inline = await asyncio.to_thread(Inline, self._folder, name, tuning)
             except Exception as error:

@@ -22,6 +22,7 @@ _SAYS = {
     503: "Not ready, or the queue is full: try again after Retry-After seconds.",
     504: "The model did not answer in time.",
 }
+_PICTURES = ("image/png", "image/jpeg")
 _REFUSALS = (400, 408, 413, 415, 500, 503, 504)
 
 
@@ -127,13 +128,15 @@ def _post(desk: Desk, protocol: str, more: tuple[int, ...]) -> dict[str, Any]:
     name = desk.endpoint.name
     kind = "Monte Carlo dropout" if desk.endpoint.monte_carlo else "deterministic"
     request, answer = ({"$ref": f"#/components/schemas/{name}.{protocol}{x}"} for x in ("Request", "Answer"))
-    content = _json(answer)
+    content, body = _json(answer), _json(request)
+    if protocol == "V1" and len(desk.manifest.images) == 1 == len(desk.manifest.signature.inputs):
+        body |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _PICTURES}
     if protocol == "V2":
         content["application/octet-stream"] = {}
     return {
         "post": {
             "summary": f"Ask {name} ({kind}), protocol {protocol}",
-            "requestBody": {"required": True, "content": _json(request)},
+            "requestBody": {"required": True, "content": body},
             "responses": {
                 "200": {"description": "The answer.", "content": content},
                 **_errors((*_REFUSALS, *more)),

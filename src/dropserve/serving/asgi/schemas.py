@@ -10,7 +10,9 @@ import numpy as np
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.manifest import VersionManifest
 from dropserve.serving.asgi import table_schemas
+from dropserve.serving.asgi.numbers import floating
 from dropserve.serving.parameters import Limits
+from dropserve.serving.pictures import ENCODED
 from dropserve.serving.tables import table_reader
 from dropserve.serving.tensors import DATATYPES
 from dropserve.signature import Axis, TensorSpec
@@ -53,6 +55,10 @@ def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) 
     rows = {spec.name: _row(spec) for spec in manifest.signature.inputs}
     named = closed(rows)
     table = table_reader(manifest)
+    for name in manifest.images:
+        file = {**closed({ENCODED: TEXT}), "description": "a PNG or JPEG file in base64"}
+        rows[name] = {"anyOf": [rows[name], file]}
+        named = closed(rows)
     instance = named if len(rows) > 1 else {"anyOf": [*rows.values(), named]}
     if table is not None:
         instance = table_schemas.instance(table)
@@ -81,14 +87,7 @@ def _element(spec: TensorSpec) -> Schema:
     if dtype.kind == "b":
         return {"type": "boolean"}
     if dtype.kind == "f":
-        limits = np.finfo(spec.dtype)
-        # What lies half a step beyond the greatest number is rounded to infinity, and so refused.
-        most = float(limits.max) + 2.0 ** (limits.maxexp - limits.nmant - 2)
-        return (
-            {"type": "number", "exclusiveMinimum": -most, "exclusiveMaximum": most}
-            if most < np.inf
-            else NUMBER
-        )
+        return floating(spec.dtype)
     bounds = np.iinfo(spec.dtype)
     return {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dropserve.columns import Column, spellings
+from dropserve.serving.asgi.numbers import floating
 from dropserve.serving.table_tensors import describe_columns
 from dropserve.serving.tables import TableReader
 
 Schema = dict[str, Any]
-_MOST = float(np.finfo(np.float32).max)
 _COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 
 
@@ -50,7 +48,7 @@ def _tensor(column: Column, datatype: str) -> Schema:
 def _cell(column: Column) -> Schema:
     gaps: list[Schema] = [] if column.fill is None else [{"type": "null"}]
     if not column.categories:
-        number: Schema = {"type": "number", "minimum": -_MOST, "maximum": _MOST}
+        number = floating("float32")
         return {"anyOf": [number, *gaps]} if gaps else number
     if column.other:
         least = {} if gaps else {"minLength": 1}  # an empty text is a gap
