@@ -73,11 +73,11 @@ class Pool:
         return pending.future
 
     def _pump(self) -> None:
-        while self._queue and self._ready:
-            worker = min(self._ready, key=lambda worker: len(worker.held))
-            if not worker.takes(self._queue[0]):
+        while self._queue:
+            takers = [worker for worker in self._ready if worker.takes(self._queue[0])]
+            if not takers:
                 return
-            worker.send(self._queue.popleft())
+            min(takers, key=lambda worker: len(worker.held)).send(self._queue.popleft())
 
     def _answered(self, sums: Sums) -> None:
         for key, value in sums.items():
@@ -104,8 +104,8 @@ class Pool:
                     self._hopeless = worker.refused or deaths > 1  # it may just have been killed
                     worker.kill()
             finally:
-                how = await worker.end()
                 self._part(worker)
+                how = await worker.end()
             if not self._stopped:
                 self.restarts += 1
                 log.error("%s: its worker %s; it is started again", self._name, how)

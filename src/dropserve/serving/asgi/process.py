@@ -75,6 +75,7 @@ class Worker(asyncio.Protocol):
         self.since = 0.0
         self.metadata: dict[str, Any] = {}
         self.refused = False
+        self._killed = False
 
     async def start(self) -> str | None:
         """Start the process and wait until it has loaded; why it could not, or None."""
@@ -103,6 +104,8 @@ class Worker(asyncio.Protocol):
 
     def takes(self, pending: Pending) -> bool:
         """Whether it may be given this one now: whom a worker has died of is computed alone."""
+        if self._killed or self._transport is None or self._transport.is_closing():
+            return False  # it has gone, and nobody has noticed yet
         if not self.held:
             return True
         alone = pending.deaths or self.held[0].deaths
@@ -147,6 +150,7 @@ class Worker(asyncio.Protocol):
 
     def kill(self) -> None:
         """End it at once; a process that hangs or is stopped ends too."""
+        self._killed = True
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -25,8 +25,10 @@ from dropserve.serving.deployment import MODEL_LOG, Deployment
 from dropserve.serving.runtime import LOOPBACK
 
 _IDLE = 75  # seconds that a connection may lie idle: longer than clients and balancers keep theirs
-_LEAVE = 0.3  # seconds between the steps of stopping
-_DRAIN = 9  # seconds for what is still computed; the supervisor kills after ten
+_LEAVE = 0.3  # seconds in which clients are told to leave, before the doors are closed
+_NEWCOMERS = 100  # moments that a connection without a request yet is waited for
+_MOMENT = 0.02
+_DRAIN = 7  # seconds for what is still computed; the supervisor kills after ten
 _HEAD = 65_536  # bytes of a request before its body
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
 log = logging.getLogger("dropserve.serving.asgi")
@@ -79,6 +81,14 @@ class _Server(uvicorn.Server):
             connection.setblocking(False)
             await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
 
+    async def hear_newcomers(self) -> None:
+        """Give who has just come in, and has not asked yet, some time to do so."""
+        connections = self.server_state.connections
+        for _ in range(_NEWCOMERS):
+            if not any(getattr(each, "cycle", None) is None for each in connections):
+                return
+            await asyncio.sleep(_MOMENT)
+
     def _protocol(self) -> asyncio.Protocol:
         return _Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
@@ -127,7 +137,7 @@ async def serve(deployment: Deployment) -> None:
         await asyncio.sleep(_LEAVE)  # who asks now is answered, and told to leave
         for server in servers:
             await server.close_doors()
-        await asyncio.sleep(_LEAVE)  # who has just come in may still ask
+        await asyncio.gather(*(server.hear_newcomers() for server in servers))
     for server in servers:
         server.should_exit = True
     results = await asyncio.gather(*running, return_exceptions=True)
