@@ -34,6 +34,7 @@ _EXTRAS = {
     "train": "train",
     "bench": "train",
     "overfit": "train",
+    "tune": "train",
     "import": "train",
     "export": "export",
     "serve": "torchserve",

@@ -1,4 +1,4 @@
-"""``dropserve overfit``: does dropout help, with error bars."""
+"""``dropserve overfit`` and ``dropserve tune``: does dropout help, and at which rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dropserve.errors import UsageError
 from dropserve.project import Project
@@ -93,3 +93,74 @@ def _numbers(text: str) -> list[float]:
         raise UsageError(
             f"--rates {text!r}: expected numbers with commas between, such as 0.2,0.5"
         ) from error
+
+
+@app.command()
+def tune(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's TOML file, or the name of a shipped one.")
+    ] = "training/recipes/digits.toml",
+    trials: Annotated[int, typer.Option(help="Trainings in all, those of former calls included.")] = 40,
+    shared: Annotated[
+        bool, typer.Option("--shared/--per-argument", help="One dropout rate, or one for each argument.")
+    ] = True,
+    at_once: Annotated[int, typer.Option(help="Trainings proposed together and trained as one.")] = 8,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each; replaces the recipe's.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The recipe to write; NAME-tuned.toml by default.", show_default=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+) -> None:
+    """Search dropout rates, learning rate and weight decay on the validation rows, and write a recipe.
+
+    What was tried is not tried again: the same command goes on after an interruption.
+    """
+    project, console = Project(Path.cwd()), Console()
+    with console.status("reading recipe, data and model"):
+        # Imported here: torch and Lightning take seconds.
+        from dropserve.training.find_recipe import find_recipe  # noqa: PLC0415
+        from dropserve.training.recipe_file import load_recipe  # noqa: PLC0415
+        from dropserve.training.run import prepare  # noqa: PLC0415
+        from dropserve.training.tuning import picture, search  # noqa: PLC0415
+        from dropserve.training.tuning.space import find_space  # noqa: PLC0415
+        from dropserve.training.tuning.write import write_recipe  # noqa: PLC0415
+
+        overrides = {} if epochs is None else {"training.epochs": epochs}
+        prepared = prepare(load_recipe(find_recipe(project, recipe), overrides))
+        space = find_space(prepared, shared=shared)
+    folder = project.run_dir / "tune"
+    if fresh:
+        search.journal_of(prepared, space, folder).unlink(missing_ok=True)
+    bar = Progress(TextColumn("trials"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    with bar:
+        task = bar.add_task("", total=trials)
+        found = search.tune(
+            prepared,
+            space,
+            folder,
+            trials=trials,
+            at_once=at_once,
+            told=lambda ended: bar.update(task, completed=ended),
+        )
+    file = prepared.file
+    # A packaged recipe's folder is no place for a user's file.
+    near = file.folder if file.path.is_relative_to(project.root.resolve()) else project.root
+    target = out or near / f"{file.path.stem}-tuned.toml"
+    write_recipe(file, found, target)
+    plot = folder / f"{file.recipe.name}.png"
+    picture.write_picture(plot, found, file.recipe.name)
+    for name, trial in (("the recipe", found.own), ("found", found.best)):
+        if trial is not None:
+            values = ", ".join(f"{key} {value:.3g}" for key, value in trial.values.items())
+            console.print(f"{name}: validation loss {trial.loss:.4g} at {values}", highlight=False)
+    console.print(
+        "The test rows were not looked at; the lowest of many validation losses is a little too good.",
+        highlight=False,
+    )
+    console.print(
+        f"[green]{target}, {plot}[/]; next: [bold]dropserve train {target}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
