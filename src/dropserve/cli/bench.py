@@ -1,4 +1,4 @@
-"""``dropserve bench uci``: published tables, by the command that any folder of tables gets."""
+"""``dropserve bench uci`` and ``dropserve bench ood``: what others publish, on data of yours or theirs."""
 
 from __future__ import annotations
 
@@ -76,6 +76,50 @@ def uci(
     for path in (folder / "summary.json", *([json] if json else [])):
         write_whole(path, record)
     console.print(f"[green]results in {folder}[/]", highlight=False, soft_wrap=True)
+
+
+@bench.command()
+def ood(
+    data: Annotated[Path, typer.Option(help="A folder of IDX files (MNIST's names) to train on.")],
+    other: Annotated[Path, typer.Option(help="Another, whose test images are to be told apart.")],
+    seeds: Annotated[int, typer.Option(help="Nets to train.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Of each.")] = 20,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Training images, the first so many; all by default.", show_default=False),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Where results go; .run/bench/ood by default.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the figures here as well.", show_default=False)
+    ] = None,
+) -> None:
+    """How well a perceptron's doubt tells images of one folder from those of another.
+
+    A net that was trained is not trained again: the same command goes on after an interruption.
+    """
+    for option, folder in (("--data", data), ("--other", other)):
+        if not folder.is_dir():
+            raise UsageError(f"{option} {folder}: there is no such folder")
+    console = Console()
+    with console.status("reading the images"):
+        # Imported here: torch takes seconds.
+        from dropserve.training.ood import report  # noqa: PLC0415
+        from dropserve.training.ood.bench import Setup, run  # noqa: PLC0415
+        from dropserve.training.whole_files import write_whole  # noqa: PLC0415
+    kept = results or Project(Path.cwd()).run_dir / "bench" / "ood"
+    setup = Setup(epochs=epochs, rows=rows)
+    with Progress(TextColumn("training"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("", total=1.0)
+        found = run(
+            data, other, kept, seeds=seeds, setup=setup, told=lambda done: bar.update(task, completed=done)
+        )
+    console.print(report.grid(found))
+    console.print(report.sentence(found, data.name, other.name, rows), highlight=False)
+    for path in (kept / "summary.json", *([json] if json else [])):
+        write_whole(path, report.record(found, setup, data.name, other.name))
+    console.print(f"[green]results in {kept}[/]", highlight=False, soft_wrap=True)
 
 
 class _Bars:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dropserve.dropout.calls import DropoutCall
-from dropserve.dropout.masks import common_block, keep_masks
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
 from dropserve.training.stack import Rows, Stack
 from dropserve.training.stack_net import Loss
+from dropserve.training.stack_samples import sample_outputs
 
 SAMPLES = 50
 _ROWS = 256  # of a pass
-_NUMBERS = 2**23  # of the masks of a pass
 _CORRELATED_ROWS, _CORRELATED_UNITS = 2000, 512
 
 
@@ -69,38 +67,14 @@ def averaged(stack: Stack, rows: Rows, kind: Kind, *, seed: int) -> list[float]:
 
     Classes by mean probability, values by mean value; a member without dropout scores as it does without.
     """
-    shapes = stack.net.site_shapes()
-    wide = sum(math.prod(shape) for shape in shapes)
-    step = max(1, min(_ROWS, _NUMBERS // max(1, SAMPLES * wide)))
     found: list[float] = []
-    for member, rates in enumerate(stack.rates):
-        masks = [
-            _scales(site, shape, p, seed, rates)
-            for site, (shape, p) in enumerate(zip(shapes, rates, strict=True))
-        ]
-        rest = {name: value[member : member + 1] for name, value in stack.rest.items()}
+    for member in range(len(stack)):
         means: list[Tensor] = []
-        for part in rows.features.split(step):
-            laid_out = [mask.repeat_interleave(len(part), 0)[None] for mask in masks]
-            tiled = part.repeat(SAMPLES, *(1 for _ in part.shape[1:]))[None]
-            output = stack.net.forward(stack.parameters[member : member + 1], rest, tiled, laid_out)[0]
-            answers = functional.softmax(output.double(), dim=1) if kind.classifies else output.double()
-            means.append(answers.view(SAMPLES, len(part), *answers.shape[1:]).mean(0))
+        for output in sample_outputs(stack, member, rows.features, samples=SAMPLES, seed=seed):
+            answers = functional.softmax(output.double(), dim=2) if kind.classifies else output.double()
+            means.append(answers.mean(0))
         found.append(kind.score(torch.cat(means), rows.target))
     return found
-
-
-def _scales(site: int, shape: Sequence[int], p: float, seed: int, rates: Sequence[float]) -> Tensor:
-    keep = keep_masks(
-        f"site {site}",
-        math.prod(shape),
-        p,
-        SAMPLES,
-        seed=seed,
-        scheme="balanced",
-        block=common_block(rates),
-    )
-    return torch.from_numpy(keep * np.float32(1 / (1 - p))).view(SAMPLES, *shape)
 
 
 def co_adaptation(model: nn.Module, features: Tensor) -> float:

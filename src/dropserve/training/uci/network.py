@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dropserve.dropout.masks import common_block, keep_masks
 from dropserve.training.stack import Rows, Stack
+from dropserve.training.stack_samples import sample_outputs
 from dropserve.training.uci.density import Samples, to_tensor, variance
 from dropserve.training.uci.splits import Float, Part
 
 HIDDEN = (50, 50)
-_CHUNK = 2**15  # rows of one pass
 
 
 def build(features: int) -> nn.Module:
@@ -73,32 +71,9 @@ def sample(stack: Stack, member: int, standard: Standard, part: Part, *, samples
         samples: T; one is enough at a dropout rate of 0.
         seed: of the masks.
     """
-    rates = stack.rates[member]
-    if not any(rates):
-        samples = 1
-    features, parameters = standard.features(part), stack.parameters[member : member + 1]
-    masks = [
-        _scales(site, units, p, samples, seed, rates)
-        for site, (units, p) in enumerate(zip(_units(stack), rates, strict=True))
-    ]
-    at_once = max(1, _CHUNK // len(part))
-    outputs: list[Tensor] = []
-    for first in range(0, samples, at_once):
-        some = [mask[first : first + at_once] for mask in masks]
-        count = len(some[0])
-        rows = features.repeat(count, 1)[None]
-        laid_out = [mask.repeat_interleave(len(part), 0)[None] for mask in some]
-        outputs.append(stack.net.forward(parameters, {}, rows, laid_out).view(count, len(part), 2))
-    output = torch.cat(outputs)
-    means = output[..., 0].double().numpy() * standard.target_scale + standard.target_mean
-    return Samples(means, variance(output[..., 1]).double().numpy() * standard.target_scale**2)
-
-
-def _units(stack: Stack) -> list[int]:
-    return [shape[0] for shape in stack.net.site_shapes()]
-
-
-def _scales(site: int, units: int, p: float, samples: int, seed: int, rates: Sequence[float]) -> Tensor:
-    block = common_block(rates)
-    keep = keep_masks(f"site {site}", units, p, samples, seed=seed, scheme="balanced", block=block)
-    return torch.from_numpy(keep * np.float32(1 / (1 - p)))
+    features = standard.features(part)
+    output = torch.cat(
+        list(sample_outputs(stack, member, features, samples=samples, seed=seed)), dim=1
+    ).double()
+    means = output[..., 0].numpy() * standard.target_scale + standard.target_mean
+    return Samples(means, variance(output[..., 1]).numpy() * standard.target_scale**2)

@@ -137,6 +137,9 @@ def verdicts(found: Sequence[Row]) -> list[str]:
             f"Better than {source} {what} on {len(good)} of {len(against)} tables"
             + (f"; not on {', '.join(bad)}." if bad else ".")
         )
+    parts = [row.label for row in found if row.done < row.splits]
+    if said and parts:
+        said.append(f"These are comparisons of a subset of the splits with all of them: {', '.join(parts)}.")
     return said
 
 
