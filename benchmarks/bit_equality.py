@@ -3,10 +3,10 @@
 Six networks are imported, exported and published as a user would. Each answer is then asked for in four
 settings, every one in a fresh process: 1 and 2 threads, all 64 rows in one request and each row alone. All
 statistics (means, deviations, entropies, mutual information, standard errors) and the masks themselves are
-compared with those of the first setting: by their bits on onnxruntime (float32 graphs), and as a share of
-the output's scale on TorchScript, whose every answer is held against onnxruntime's.
+compared with those of the first setting: by their bits on onnxruntime, and as a share of the output's scale
+on TorchScript (which is there in fp32 alone), whose every answer is held against onnxruntime's.
 
-    python benchmarks/bit_equality.py [--samples 100] [--json PATH]
+    python benchmarks/bit_equality.py [--precision fp32] [--samples 100] [--json PATH]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,11 @@ from dropserve.dropout.masks import draw
 from dropserve.export.archive import Stage
 from dropserve.export.pipeline import export_run
 from dropserve.export.settings import ExportSettings
+from dropserve.manifest import RunManifest
 from dropserve.project import packaged_stages
 from dropserve.serving.predictor import Predictor
 from dropserve.serving.query import Query
-from dropserve.store import Store
+from dropserve.store import Store, Stored
 from dropserve.training.import_model import import_model
 
 HERE = Path(__file__).parent
@@ -58,7 +59,7 @@ MODELS: list[tuple[str, str, dict[str, Any], str, str]] = [
 SETTINGS = [(threads, rows) for threads in (1, 2) for rows in (ROWS, 1)]
 
 
-def publish(root: Path) -> None:
+def publish(root: Path, precision: str) -> None:
     """Import and export the networks into a store."""
     torch.set_num_threads(1)
     store, serving = Store(root / "model_store"), packaged_stages() / "serving"
@@ -69,7 +70,21 @@ def publish(root: Path) -> None:
         save_file(module.state_dict(), weights)
         spec = f"{HERE / 'heart_networks.py'}:{cls}"
         run = import_model(store, spec, weights, [shape], name=name, task=task, arguments=arguments).run  # type: ignore[arg-type]
-        export_run(store, run, ExportSettings(), stage)
+        settings = ExportSettings(precision=precision)  # type: ignore[arg-type]  # of the command line's choices
+        export_run(store, run if precision == "fp32" else with_rows(store, run), settings, stage)
+
+
+def with_rows(store: Store, run: Stored[RunManifest]) -> Stored[RunManifest]:
+    """The run with drawn rows as if held out: int8 takes its scales from them."""
+    (spec,) = run.manifest.signature.inputs
+    rows = np.random.default_rng(11).normal(size=(600, *spec.sized())).astype(np.float32)
+    with store.staging(run.manifest.name, RunManifest) as staging:
+        for name in run.manifest.files:
+            target = staging.folder / name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(run.path(name).read_bytes())
+        np.savez(staging.folder / "validation.npz", **{spec.name: rows})
+        return store.publish(staging, run.manifest.model_copy(update={"id": staging.id}))
 
 
 def answer(root: Path, backend: str, threads: int, rows: int, samples: int, target: Path) -> None:
@@ -127,9 +142,9 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def measure(root: Path, samples: int) -> tuple[Table, dict[str, Any]]:
-    """All settings of both backends against the first."""
-    results = {(b, *s): ask(root, b, *s, samples) for b in ("onnx", "torchscript") for s in SETTINGS}
+def measure(root: Path, samples: int, backends: Sequence[str]) -> tuple[Table, dict[str, Any]]:
+    """All settings of the backends against the first."""
+    results = {(b, *s): ask(root, b, *s, samples) for b in backends for s in SETTINGS}
     reference = results["onnx", *SETTINGS[0]]
     others = {key: found for key, found in results.items() if found is not reference}
     grid = Table(box=None, pad_edge=False, header_style="dim", title=f"{ROWS} rows, {samples} samples")
@@ -140,7 +155,8 @@ def measure(root: Path, samples: int) -> tuple[Table, dict[str, Any]]:
     for name, *_ in MODELS:
         compared = {key: compare(name, reference, found) for key, found in others.items()}
         differ = sum(count for (backend, *_), (count, _) in compared.items() if backend == "onnx")
-        worst = max(error for (backend, *_), (_, error) in compared.items() if backend == "torchscript")
+        scripts = [error for (backend, *_), (_, error) in compared.items() if backend == "torchscript"]
+        worst = max(scripts, default=0.0)
         unequal, script = unequal + differ, max(script, worst)
         kept = sum(key.startswith(f"{name}/") and "/masks/" not in key for key in reference)
         grid.add_row(name, str(kept), str(differ), f"{worst:.1e}")
@@ -165,20 +181,25 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="Monte Carlo samples of each answer")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--worker", nargs=5, metavar="X", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="of the ONNX graphs"
+    )
     options = parser.parse_args()
     if options.worker:
         root, backend, threads, rows, target = options.worker
         answer(Path(root), backend, int(threads), int(rows), options.samples, Path(target))
         return
     with tempfile.TemporaryDirectory() as folder:
-        publish(Path(folder))
-        grid, found = measure(Path(folder), options.samples)
+        publish(Path(folder), options.precision)
+        backends = ("onnx", "torchscript") if options.precision == "fp32" else ("onnx",)
+        grid, found = measure(Path(folder), options.samples, backends)
     console = Console()
     console.print(grid)
+    script = f"TorchScript within {found['torchscript_relative_error']:.1e} of scale of it (bar 1e-6); "
     console.print(
-        f"two thread counts, 64 rows together and one by one, each in a process of its own: onnxruntime "
-        f"{'bit-equal' if found['onnx_bit_equal'] else 'NOT bit-equal'}; TorchScript within "
-        f"{found['torchscript_relative_error']:.1e} of scale of it (bar 1e-6); masks "
+        f"{options.precision}, two thread counts, 64 rows together and one by one, each in its own process: "
+        f"onnxruntime {'bit-equal' if found['onnx_bit_equal'] else 'NOT bit-equal'}; "
+        f"{script if 'torchscript' in backends else ''}masks "
         f"{'bit-equal' if found['masks_bit_equal'] else 'NOT bit-equal'}",
         highlight=False,
     )

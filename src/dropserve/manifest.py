@@ -19,6 +19,7 @@ from dropserve.signature import Signature, Site
 
 FORMAT = 2
 Task = Literal["classification", "regression", "raw"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class FileRecord(BaseModel):
@@ -145,6 +146,10 @@ class VersionManifest(_Manifest):
         sites: the dropout sites of the Monte Carlo graphs, in the order of their inputs.
         checks: the verdict of every export check, waivers included.
         calibration: what the calibrated answers rest on; null until calibrated.
+        precision: of the ONNX graphs; inputs and outputs are float32 in each.
+        row_quanta: in a lower precision: for each ONNX file, the rows of which a call must have a multiple
+            for answers to be free of their batch-mates to the last bit, found on its float32 twin; 0 for one
+            row at a time. See :func:`dropserve.dropout.rows.measure_quantum`.
     """
 
     kind: Literal["version"] = "version"
@@ -153,6 +158,8 @@ class VersionManifest(_Manifest):
     sites: tuple[Site, ...] = ()
     checks: tuple[CheckRecord, ...] = ()
     calibration: dict[str, JsonValue] | None = None
+    precision: Precision = "fp32"
+    row_quanta: dict[str, int] = {}
 
 
 Manifest = RunManifest | VersionManifest

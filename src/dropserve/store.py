@@ -39,6 +39,11 @@ class Stored(Generic[M]):
     folder: Path
     manifest: M
 
+    @property
+    def manifest_sha256(self) -> str:
+        """The hash of ``manifest.json``, which pins every file: by it, others can refer to this folder."""
+        return hash_file(self.folder / MANIFEST).sha256
+
     def path(self, file: str) -> Path:
         """The path of a file that the manifest lists.
 

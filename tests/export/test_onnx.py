@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dropserve.errors import ExportError
+from dropserve.export.external import data_file
 from dropserve.export.onnx import LEVELS, OnnxProgram, export_onnx
 from dropserve.signature import Axis, TensorSpec, parse_input
 
@@ -83,11 +84,27 @@ def test_an_axis_called_batch_is_refused(to_onnx: Export) -> None:
         to_onnx(nn.Identity(), lambda _, x: x + 1, [spec])
 
 
-def test_too_large_for_one_file_is_said_before_the_work(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        huge = nn.Linear(30_000, 30_000)
-    with pytest.raises(ExportError, match=r"3\.4 GiB; one ONNX file holds less than 2 GiB"):
-        export_onnx(huge, [], ["output"], {}, tmp_path / "huge.onnx", opset=18)
+def test_weights_above_the_limit_stand_in_a_second_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Plain(nn.Linear(64, 32)).eval(), torch.randn(5, 64)
+    whole, cut = tmp_path / "whole.onnx", tmp_path / "cut.onnx"
+    for path, limit in ((whole, 2**20), (cut, 1000), (cut, 1000)):  # twice: nothing is appended
+        export_onnx(net, [parse_input("64")], ["output"], {"input": x}, path, opset=18, limit=limit)
+    assert not data_file(whole).exists()
+    assert data_file(cut).stat().st_size == 64 * 32 * 4
+    assert cut.stat().st_size < whole.stat().st_size - 64 * 32 * 4 + 1000
+    for level in ("disabled", "all"):
+        a, b = (OnnxProgram(path, level)({"input": x.numpy()})["output"] for path in (whole, cut))
+        np.testing.assert_array_equal(a, b)
+
+
+class Plain(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.inner(*tensors),)
 
 
 @pytest.mark.parametrize("opset", [20, 23])

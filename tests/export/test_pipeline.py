@@ -53,7 +53,7 @@ def test_a_version_holds_what_a_server_needs(store: Store, publish: Publish) -> 
     version = export_run(store, run, ExportSettings(), STAGE, report)
     manifest = version.manifest
     assert (version.folder.name, manifest.version, manifest.run) == ("1", 1, run.manifest.id)
-    graphs = {"model.onnx", "model.ts", "head.onnx", "trunk.onnx", "masked.ts"}
+    graphs = {"model.onnx", "model.ts", "head.onnx", "trunk.onnx", "masked.ts", "model.pt2", "masked.pt2"}
     others = {"example.json", "export.json", "report.html", "net.mar", "net-mc.mar"}
     assert set(manifest.files) == graphs | others
     assert store.version("net").manifest == manifest, "verified by the store's own reader"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,17 +36,30 @@ def export(
     checks: Annotated[
         Path | None, typer.Option(help="Another checks.toml than the project's.", show_default=False)
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or int8, in place of checks.toml's.", show_default=False),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set, in place of checks.toml's.", show_default=False)
+    ] = None,
 ) -> None:
     """Prove that dropout is off, export to TorchScript and ONNX, and publish a version."""
     console = Console()
     try:
-        _export(name, run, checks, console)
+        _export(name, run, checks, {"precision": precision, "opset": opset}, console)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: nothing was published; the model store is as it was")
         raise typer.Exit(130) from None
 
 
-def _export(name: str | None, run_id: str | None, checks: Path | None, console: Console) -> None:
+def _export(
+    name: str | None,
+    run_id: str | None,
+    checks: Path | None,
+    options: Mapping[str, str | int | None],
+    console: Console,
+) -> None:
     project = Project(Path.cwd())
     store = project.store
     model = name or _only(store.names(), project)
@@ -55,7 +69,7 @@ def _export(name: str | None, run_id: str | None, checks: Path | None, console: 
         from dropserve.export.pipeline import Report, export_run  # noqa: PLC0415
         from dropserve.export.settings import read_settings  # noqa: PLC0415
 
-        settings = read_settings(checks or project.stage_file("export/checks.toml"))
+        settings = read_settings(checks or project.stage_file("export/checks.toml"), options)
         stage = Stage(
             project.stage_file("serving/handler.py"), project.stage_file("serving/model-config.yaml")
         )
@@ -165,7 +179,10 @@ def _row(manifest: VersionManifest) -> list[str]:
     count = len(manifest.sites)
     sites = f"{count} site{'' if count == 1 else 's'}" if count else "none"
     waived = [check.name for check in manifest.checks if check.verdict == "waived"]
-    version = str(manifest.version) + (f" [yellow](waived: {', '.join(waived)})[/]" if waived else "")
+    version = (
+        str(manifest.version) if manifest.precision == "fp32" else f"{manifest.version} {manifest.precision}"
+    )
+    version += f" [yellow](waived: {', '.join(waived)})[/]" if waived else ""
     created = manifest.created[:16].replace("T", " ")
     return [manifest.name, version, metrics, sites, created, manifest.run[:15]]
 

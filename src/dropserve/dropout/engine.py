@@ -23,6 +23,7 @@ from dropserve.dropout.rows import (
     Steady,
     run_padded,
     side_by_side,
+    whole,
 )
 from dropserve.errors import UsageError
 from dropserve.signature import Axis, Site, TensorSpec
@@ -101,9 +102,10 @@ class MonteCarlo:
             a least number of rows that always goes.
         workers: calls that run side by side. Programs compute on one thread each.
         steady: keep answers free of their batch-mates to the last bit; without it, to rounding only.
+        least_quanta: of head and trunk, for ``steady``; see :class:`~dropserve.dropout.rows.Steady`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a matter of its own
         self,
         sites: Sequence[Site],
         head: Program,
@@ -114,6 +116,7 @@ class MonteCarlo:
         chunk_elements: int = CHUNK_ELEMENTS,
         workers: int = 1,
         steady: bool = True,
+        least_quanta: tuple[int, int] = (1, 1),
     ) -> None:
         self.sites = tuple(sites)
         self._head = head
@@ -126,8 +129,10 @@ class MonteCarlo:
         self._last_masks: tuple[object, dict[str, NDArray[np.float32]]] = None, {}
         self._held: ByteCache[Held] = ByteCache(_HELD_BYTES)
         self._last: object = None
-        self._steady_head = Steady(head) if steady else None
-        self._steady_trunk = Steady(trunk, workers=workers) if steady and trunk is not None else trunk
+        self._steady_head = Steady(head, least=least_quanta[0]) if steady else None
+        self._steady_trunk = trunk
+        if steady and trunk is not None:
+            self._steady_trunk = Steady(trunk, workers=workers, least=least_quanta[1])
 
     def block(self, settings: Settings) -> int:
         """The block size that the statistics of such samples need."""
@@ -194,9 +199,10 @@ class MonteCarlo:
 
         chunks = list(self._chunks(rows, count, {**fixed, **masks}, quantum))
         parts = side_by_side(run, chunks, self._workers)
-        if len(chunks) == 1 and not rows * count % max(1, quantum):
+        if len(chunks) == 1:
             if key == self._last:  # asked for twice in a row: likely again
-                held = Held(self._head, feed(*chunks[0]), parts[0][2], fixed, (count, rows))
+                fed = whole(feed(*chunks[0]), max(1, quantum))
+                held = Held(self._head, fed, self._head(fed), fixed, (count, rows))
                 self._held.put(key, held, held.nbytes)
             self._last = key
         return {name: assembled(name, parts, count, rows) for name in parts[0][2]}

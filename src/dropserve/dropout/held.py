@@ -8,6 +8,7 @@ outputs are read. Masks are written once. ``benchmarks/mc_speed.py`` measures wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from threading import Lock
 from typing import Protocol, runtime_checkable
 
@@ -77,8 +78,8 @@ class Held:
 
     Args:
         program: what to call.
-        feeds: all that it takes, as just fed, [N, ...].
-        outputs: what it gave.
+        feeds: all that it takes, [N, ...], or more rows behind those N that nobody asks for.
+        outputs: what it gives for them.
         written: names of those that are written anew.
         lead: the rows as B, or as T and B: N is their product. Written tensors are [B, ...], and outputs
             are given as [B, ...] or [T, B, ...].
@@ -97,13 +98,15 @@ class Held:
     ) -> None:
         holder = program.hold if isinstance(program, Holder) else None
         self._call: Call = holder(feeds, outputs) if holder else _PlainCall(program, feeds, outputs)
+        rows = prod(lead)
         self._targets = [
-            (name, self._call.inputs[name].reshape(*lead, *array.shape[1:]), array.shape, array.dtype)
+            (name, self._call.inputs[name][:rows].reshape(*lead, *array.shape[1:]), array.shape, array.dtype)
             for name, array in written.items()
             if name in self._call.inputs
         ]
         self._results = [
-            (name, array.reshape(*lead, *array.shape[1:])) for name, array in self._call.outputs.items()
+            (name, array[:rows].reshape(*lead, *array.shape[1:]))
+            for name, array in self._call.outputs.items()
         ]
         self._lock = Lock()
         self.nbytes = sum(a.nbytes for part in (self._call.inputs, self._call.outputs) for a in part.values())

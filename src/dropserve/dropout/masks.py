@@ -32,8 +32,8 @@ DRAW_LIMIT = 2**26  # mask elements of one draw: 256 MiB of float32
 
 _WORD = 2**32
 # The value that alpha dropout puts in place of a dropped unit: minus scale * alpha of SELU.
-_ALPHA = -1.7580993408473766
-_STREAM = {"balanced": 0, "iid": 1}
+ALPHA = -1.7580993408473766
+STREAM = {"balanced": 0, "iid": 1}
 
 _cache: ByteCache[list[NDArray[np.float32]]] = ByteCache(2**27)
 
@@ -146,9 +146,9 @@ def _values(keep: NDArray[np.bool_], p: float, *, alpha: bool) -> list[NDArray[n
     if not alpha:
         return [keep * np.float32(1 / (1 - p))]
     # Klambauer et al., "Self-normalizing neural networks", 2017: mean and variance are kept.
-    a = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2))
-    b = -a * p * _ALPHA
-    return [keep * np.float32(a), np.where(keep, np.float32(b), np.float32(a * _ALPHA + b))]
+    a = 1 / math.sqrt((1 - p) * (1 + p * ALPHA**2))
+    b = -a * p * ALPHA
+    return [keep * np.float32(a), np.where(keep, np.float32(b), np.float32(a * ALPHA + b))]
 
 
 def _blocks(
@@ -158,7 +158,7 @@ def _blocks(
     site_key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     for index in range(first, last):
         # The counter's low half counts draws; its high half holds what keys the stream.
-        counter = np.array([0, 0, _STREAM[scheme], index], dtype=np.uint64)
+        counter = np.array([0, 0, STREAM[scheme], index], dtype=np.uint64)
         philox = np.random.Philox(key=np.array([seed, site_key], dtype=np.uint64), counter=counter)
         if scheme == "iid":
             yield _words(philox, block, units) >= np.uint64(round(p * _WORD))

@@ -16,6 +16,8 @@ from dropserve.errors import ExportError, MissingExtraError
 from dropserve.manifest import VersionManifest
 from dropserve.store import hash_folder, write_manifest
 
+from .external import files_of
+
 CONFIG, HANDLER = "model-config.yaml", "handler.py"
 EXAMPLE = "example.json"
 PLAIN = ("model.onnx", "model.ts", EXAMPLE)
@@ -60,8 +62,9 @@ def _archive(
         payload = Path(scratch) / "payload"
         payload.mkdir()
         for name in files:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, payload)
+            for file in files_of(folder / name):
+                if file.is_file():
+                    shutil.copy(file, payload)
         for source, name in ((stage.handler, HANDLER), (stage.config, CONFIG)):
             if not source.is_file():
                 raise ExportError(f"there is no {source}; `dropserve init` puts the stage folders back")

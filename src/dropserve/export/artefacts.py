@@ -84,7 +84,9 @@ def build(subject: Subject, folder: Path, settings: ExportSettings, *, monte_car
     names = [spec.name for spec in signature.outputs]
     paths, notes = {MODEL: folder / MODEL}, list[str]()
     model = NamedOutputs(subject.module).eval()
-    export_onnx(model, subject.inputs, names, examples, paths[MODEL], opset=settings.opset)
+    limit = settings.single_file_bytes
+    written = {"opset": settings.opset, "limit": limit}
+    export_onnx(model, subject.inputs, names, examples, paths[MODEL], **written)
     script = "torchscript" in settings.formats
     if script:
         paths[MODEL_TS] = folder / MODEL_TS
@@ -101,13 +103,13 @@ def build(subject: Subject, folder: Path, settings: ExportSettings, *, monte_car
     arguments |= zip((spec.name for spec in masks), program.identity_masks(count), strict=True)
     paths |= {name: folder / name for name in (MASKED, HEAD)}
     specs = (*subject.inputs, *masks)
-    export_onnx(program, specs, names, arguments, paths[MASKED], opset=settings.opset)
+    export_onnx(program, specs, names, arguments, paths[MASKED], **written)
     parts = split(onnx.load(paths[MASKED]), [spec.name for spec in masks], numpy_arrays(examples))
     notes.append(parts.reason)
-    write_onnx(parts.head, paths[HEAD])
+    write_onnx(parts.head, paths[HEAD], limit)
     if parts.trunk is not None:
         paths[TRUNK] = folder / TRUNK
-        write_onnx(parts.trunk, paths[TRUNK])
+        write_onnx(parts.trunk, paths[TRUNK], limit)
     if script:
         paths[MASKED_TS] = folder / MASKED_TS
         notes += export_torchscript(program, list(arguments.values()), paths[MASKED_TS])

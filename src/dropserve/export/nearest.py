@@ -165,7 +165,8 @@ def write_nearest(
         ]
     program = Nearest(features, torch.cat(parts)).eval()
     paths = {NEAREST: folder / NEAREST}
-    export_onnx(program, subject.inputs, [NAME], examples, paths[NEAREST], opset=settings.opset)
+    written = {"opset": settings.opset, "limit": settings.single_file_bytes}
+    export_onnx(program, subject.inputs, [NAME], examples, paths[NEAREST], **written)
     if "torchscript" in settings.formats:
         paths[NEAREST_TS] = folder / NEAREST_TS
         export_torchscript(program, list(examples.values()), paths[NEAREST_TS])

@@ -17,14 +17,15 @@ from dropserve.dropout.mode import no_fused_attention
 from dropserve.errors import ExportError
 from dropserve.signature import Axis, TensorSpec
 
+from . import external
 from .exportable import TRANSLATIONS, Exportable
 from .quiet import cause, quiet
+from .settings import SINGLE_FILE
 
 Array = NDArray[Any]
 Level = Literal["disabled", "basic", "extended", "layout", "all"]
 BATCH = "batch"
 _IR_VERSION = 10  # the newest that every onnxruntime we allow (1.20 on) reads
-_LIMIT = 2**31 - 2**20  # protobuf's own, with room for the graph
 
 _OPTIMISATION: dict[Level, str] = {
     "disabled": "ORT_DISABLE_ALL",
@@ -78,8 +79,9 @@ def export_onnx(
     path: Path,
     *,
     opset: int,
+    limit: int = SINGLE_FILE,
 ) -> None:
-    """Write a program as one ONNX file whose batch, and whose variable axes, are dynamic.
+    """Write a program as an ONNX file whose batch, and whose variable axes, are dynamic.
 
     Args:
         program: ``forward(*tensors)`` gives a tuple of tensors, axis 0 of each the batch.
@@ -88,19 +90,17 @@ def export_onnx(
         examples: rows to run it on, variable axes at their greatest length.
         path: the file to write.
         opset: ONNX operator set.
+        limit: bytes of weights above which they go into a second file.
 
     Raises:
         ExportError: if the exporter or the checker refuses; the message says where and what to change.
     """
-    size = sum(t.numel() * t.element_size() for t in [*program.parameters(), *program.buffers()])
-    if size > _LIMIT:
-        raise ExportError(f"the weights are {size / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
     exported = translated(program, inputs, outputs, examples, opset=opset)
     with quiet():
         model = exported.model_proto
     model.ir_version = min(model.ir_version, _IR_VERSION)
     _require_interface(model, inputs, outputs)
-    write_onnx(model, path)
+    write_onnx(model, path, limit)
 
 
 def translated(
@@ -144,17 +144,25 @@ def translated(
     return exported
 
 
-def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Check a model with ONNX's own checker and write it.
+def write_onnx(model: onnx.ModelProto, path: Path, limit: int = SINGLE_FILE) -> None:
+    """Check a model with ONNX's own checker and write it: see :func:`external.save`.
 
     Raises:
         ExportError: if the checker refuses it.
     """
+    fits = external.weight_bytes(model) <= SINGLE_FILE  # the checker needs a file otherwise
+    if fits:
+        _check(model, path)
+    external.save(model, path, limit)
+    if not fits:
+        _check(path, path)
+
+
+def _check(model: onnx.ModelProto | Path, path: Path) -> None:
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model if isinstance(model, onnx.ModelProto) else str(model), full_check=True)
     except Exception as error:
         raise ExportError(f"{path.name} is not valid ONNX: {cause(error)}") from error
-    path.write_bytes(model.SerializeToString())
 
 
 def dynamic_axes(inputs: Sequence[TensorSpec]) -> tuple[dict[int, Any], ...]:

@@ -19,6 +19,7 @@ from dropserve.manifest import CheckRecord
 from .artefacts import HEAD, MASKED, MASKED_TS, MODEL, MODEL_TS, TRUNK, Artefacts
 from .cases import SAMPLES, SEED, Case, MaskedCase, magnitude, masked_cases, plain_cases, scales
 from .comparison import REMEDIES, Array, Tally, compare
+from .external import loadable
 from .onnx import LEVELS, OnnxProgram
 from .settings import ExportSettings
 from .subject import Subject
@@ -217,7 +218,11 @@ def _levels(path: Path) -> dict[str, Program]:
 
 
 def _rewritten(path: Path) -> Program:
-    return _late(lambda: OnnxProgram(onnx.load(path).SerializeToString()))
+    def again() -> OnnxProgram:
+        with loadable(onnx.load(path)) as source:
+            return OnnxProgram(source)
+
+    return _late(again)
 
 
 def _late(make: Callable[[], OnnxProgram]) -> Program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -11,23 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import JsonValue
+from numpy.typing import NDArray
 
 from dropserve.errors import CheckFailedError, DropoutError, ExportError, RecipeError
 from dropserve.manifest import CheckRecord, RunManifest, VersionManifest
 from dropserve.model import build_served
 from dropserve.report.evidence import Evidence
 from dropserve.report.page import write_report
-from dropserve.store import Store, Stored
+from dropserve.store import Staging, Store, Stored
 
-from . import audit, parity
+from . import audit, parity, precision, torch_export
 from .archive import EXAMPLE, Stage, write_archives
 from .artefacts import MASKED, Artefacts, build
-from .calibrate import calibrate, held_out, with_nearest
+from .calibrate import TARGET, calibrate, held_out, with_nearest
+from .external import data_file
+from .metadata import embed
+from .nearest import NEAREST
 from .settings import ExportSettings
 from .subject import Subject
 
 EXPORT = "export.json"
+REFERENCE = "fp32"  # while a lower precision is judged
 VALIDATION = "validation.npz"
 MASKABLE = "dropout-maskable"
 _REMEDY = f'to export without the Monte Carlo model, write waive = ["{MASKABLE}"] in export/checks.toml'
@@ -112,22 +117,19 @@ def export_run(
     with store.staging(run.manifest.name, VersionManifest) as staging:
         folder = staging.folder
         with report.step("export"):
-            artefacts = _build(subject, folder, settings, report)
-            _require_meaning(run.manifest, artefacts)
-        with report.step("audit the graphs"):
-            report.checks += audit.run_audit(subject, settings, artefacts, stages=["graph", "converse"])
-        with report.step("compare"):
-            compared = parity.parity(subject, artefacts, settings)
-            report.checks += compared.checks
-            report.parity = compared.figures
-        report.require()
-        (folder / MASKED).unlink(missing_ok=True)  # trunk and head say the same
+            artefacts, manifest = _graphs(run, subject, staging, settings, report)
+        _prove(run, subject, artefacts, manifest, settings, report)
+        if settings.precision != "fp32":
+            artefacts, manifest = _lowered(run, subject, artefacts, manifest, staging, settings, report)
         with report.step("calibrate"):
-            artefacts = with_nearest(run, subject, artefacts, settings)
+            artefacts = with_nearest(run, subject, artefacts, _served(settings))
+            if NEAREST in artefacts.paths:
+                embed(artefacts, manifest, run.manifest_sha256, [NEAREST])
             held = held_out(run, artefacts)
             calibration, line = calibrate(run, artefacts, held)
             report.notes.append(line)
-        manifest = _manifest(run, staging.number, artefacts, report, calibration)
+        found = {"checks": tuple(report.checks), "calibration": calibration}
+        manifest = manifest.model_copy(update=found)
         with report.step("archive"):
             _write_example(run, subject, folder)
             write_archives(folder, manifest, stage)
@@ -136,6 +138,100 @@ def export_run(
             write_report(Evidence(run, manifest, folder, held, line, *known))
         (folder / EXPORT).write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
         return store.publish(staging, manifest)
+
+
+def _graphs(
+    run: Stored[RunManifest], subject: Subject, staging: Staging, settings: ExportSettings, report: Report
+) -> tuple[Artefacts, VersionManifest]:
+    """The float32 graphs, which describe themselves, and what the version's manifest holds already.
+
+    Where another precision will be served, they stand in a folder of their own.
+    """
+    lower = settings.precision != "fp32"
+    folder = staging.folder / REFERENCE if lower else staging.folder
+    folder.mkdir(exist_ok=True)
+    artefacts = _build(subject, folder, _served(settings), report)
+    _require_meaning(run.manifest, artefacts)
+    manifest = _manifest(run, staging.number, artefacts, settings)
+    if lower:
+        report.notes.append(
+            f"no TorchScript and torch.export files: they would answer in fp32, not in {settings.precision}"
+        )
+    else:
+        report.checks += torch_export.write_torch_export(subject, artefacts, settings)
+    return artefacts, manifest
+
+
+def _served(settings: ExportSettings) -> ExportSettings:
+    """The settings, but for formats that would answer in another precision."""
+    if settings.precision == "fp32":
+        return settings
+    formats = tuple(name for name in settings.formats if name != "torchscript")
+    return settings.model_copy(update={"formats": formats})
+
+
+def _prove(
+    run: Stored[RunManifest],
+    subject: Subject,
+    artefacts: Artefacts,
+    manifest: VersionManifest,
+    settings: ExportSettings,
+    report: Report,
+) -> None:
+    """Audit the float32 graphs, have them describe themselves, and compare them with the model."""
+    with report.step("audit the graphs"):
+        report.checks += audit.run_audit(subject, settings, artefacts, stages=["graph", "converse"])
+        embed(artefacts, manifest, run.manifest_sha256)  # after an audit that names lines of the source
+    with report.step("compare"):
+        compared = parity.parity(subject, artefacts, settings)
+        report.checks += compared.checks
+        report.parity = compared.figures
+    report.require()
+    if "masked-onnx" not in settings.formats:  # trunk and head say the same
+        for file in (artefacts.folder / MASKED, data_file(artefacts.folder / MASKED)):
+            file.unlink(missing_ok=True)
+
+
+def _lowered(
+    run: Stored[RunManifest],
+    subject: Subject,
+    reference: Artefacts,
+    manifest: VersionManifest,
+    staging: Staging,
+    settings: ExportSettings,
+    report: Report,
+) -> tuple[Artefacts, VersionManifest]:
+    """The graphs that will be served, in a lower precision, and what that costs."""
+    held = precision.Held.of(subject, _target(run))
+    with report.step(f"convert to {settings.precision}"):
+        artefacts = precision.lower(reference, held, staging.folder, settings)
+        quanta = precision.row_quanta(reference, held.judging)
+        manifest = manifest.model_copy(update={"row_quanta": quanta})
+        embed(artefacts, manifest, run.manifest_sha256)
+        report.notes += artefacts.notes[len(reference.notes) :]
+    with report.step(f"judge {settings.precision}"):
+        judged = precision.judge(
+            reference,
+            artefacts,
+            held,
+            settings,
+            run.manifest.task,
+            heteroscedastic=run.manifest.preprocessing.heteroscedastic,
+        )
+        graphs = audit.run_audit(subject, settings, artefacts, stages=["graph"])
+        of_these = {check.name: check for check in graphs if check.name.startswith("onnx-")}
+        report.checks = [of_these.get(check.name, check) for check in report.checks] + judged.checks
+        report.parity |= judged.figures
+    report.require()
+    shutil.rmtree(reference.folder)
+    return artefacts, manifest
+
+
+def _target(run: Stored[RunManifest]) -> NDArray[Any] | None:
+    if VALIDATION not in run.manifest.files:
+        return None
+    with np.load(run.path(VALIDATION), allow_pickle=False) as arrays:
+        return arrays[TARGET] if TARGET in arrays.files else None
 
 
 def load_subject(run: Stored[RunManifest]) -> Subject:
@@ -156,7 +252,7 @@ def require_known_waivers(settings: ExportSettings) -> None:
     Raises:
         RecipeError: naming them, and what there is.
     """
-    known = (*audit.NAMES, *parity.NAMES, MASKABLE)
+    known = (*audit.NAMES, *parity.NAMES, *precision.NAMES, torch_export.NAME, MASKABLE)
     unknown = [name for name in settings.waive if name not in known]
     if unknown:
         listed = ", ".join(known)
@@ -208,12 +304,9 @@ def _require_meaning(manifest: RunManifest, artefacts: Artefacts) -> None:
 
 
 def _manifest(
-    run: Stored[RunManifest],
-    number: int,
-    artefacts: Artefacts,
-    report: Report,
-    calibration: dict[str, JsonValue] | None,
+    run: Stored[RunManifest], number: int, artefacts: Artefacts, settings: ExportSettings
 ) -> VersionManifest:
+    """What is known before anything is proven; checks and calibration follow."""
     source = run.manifest
     return VersionManifest(
         name=source.name,
@@ -228,8 +321,7 @@ def _manifest(
         metrics=source.metrics,
         data=source.data,
         sites=artefacts.sites,
-        checks=tuple(report.checks),
-        calibration=calibration,
+        precision=settings.precision,
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
+from .external import loadable
 from .flow import Flow, followable, measuring
 from .onnx import Array, OnnxProgram
 
@@ -223,7 +224,8 @@ def _model(
 
 def _not_rowwise(trunk: ModelProto, rows: Mapping[str, Array]) -> set[str]:
     """Rule three: the outputs for which computing from tiled rows is not tiling."""
-    program = OnnxProgram(trunk.SerializeToString(), "disabled")
+    with loadable(trunk) as source:
+        program = OnnxProgram(source, "disabled")
     failed: set[str] = set()
     count = len(next(iter(rows.values())))
     for some, times in ((count, 2), (max(1, count - 1), 3)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from dropserve.errors import DropserveError, MissingExtraError
 from dropserve.uncertainty.metrics import ece
 
-from . import about, classes, examples, learning, proof, sets, values
+from . import about, classes, examples, learning, precision, proof, sets, values
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
 from .content import Fact, Page, Section
 from .evidence import Evidence, HeldOut
@@ -57,6 +57,7 @@ def compose(evidence: Evidence) -> Page:
         learning.overfitting(evidence),
         proof.checks(evidence),
         proof.parity(evidence),
+        *precision.cost(evidence),
         *judged,
         about.timing(evidence),
         about.provenance(evidence),
@@ -65,7 +66,13 @@ def compose(evidence: Evidence) -> Page:
     return Page(
         title=f"{manifest.name}, version {manifest.version}",
         subtitle=f"{manifest.task} model, exported {created} UTC from run {manifest.run}",
-        facts=(*_quality(evidence), proof.fact(evidence), _sites(evidence), *facts),
+        facts=(
+            *_quality(evidence),
+            proof.fact(evidence),
+            _sites(evidence),
+            *precision.facts(evidence),
+            *facts,
+        ),
         warnings=proof.warnings(evidence),
         sections=sections,
         footer=f"Written by dropserve {manifest.built_with.get('dropserve', '')} when this version was "

@@ -9,6 +9,7 @@ from dropserve.manifest import CheckRecord
 
 from .content import Checks, Fact, Notice, Section, Table
 from .evidence import Evidence
+from .precision import PREFIX
 from .words import count
 
 _ORDER = ("failed", "waived", "skipped", "passed")
@@ -83,7 +84,8 @@ def checks(evidence: Evidence) -> Section:
 def parity(evidence: Evidence) -> Section:
     """How far the exported graphs are from the original."""
     title = "Do the exported graphs agree with the original?"
-    figures = {name: f for name, f in evidence.parity.items() if f.get("runs")}
+    names = (name for name in evidence.parity if not name.startswith(PREFIX))
+    figures = {name: evidence.parity[name] for name in names if evidence.parity[name].get("runs")}
     if not figures:
         return Section(
             "parity", title, absent="No exported graph was compared: every comparison was skipped."

@@ -9,6 +9,7 @@ from dropserve.dropout.held import Program
 from dropserve.dropout.rows import Steady
 from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
+from dropserve.serving.external import require_safe
 from dropserve.serving.graphs import Backend, Graph, OnnxGraph, TorchScriptGraph
 from dropserve.store import Stored
 
@@ -32,7 +33,7 @@ class GraphFiles:
         graph = self._load("model", self._inputs())
         if graph is None or self._backend != "onnx":
             return graph  # TorchScript runs on several threads, and keeps to rounding
-        return Steady(graph, workers=self._threads)
+        return Steady(graph, workers=self._threads, least=self._least_quantum("model"))
 
     def monte_carlo(self) -> MonteCarlo | None:
         """The masked graph: trunk and head in ONNX, one undivided graph in TorchScript."""
@@ -52,6 +53,7 @@ class GraphFiles:
             specs=manifest.signature.inputs,
             workers=self._threads if self._backend == "onnx" else 1,
             steady=self._backend == "onnx",
+            least_quanta=(self._least_quantum("head"), self._least_quantum("trunk")),
         )
 
     def nearest(self) -> Program | None:
@@ -59,12 +61,19 @@ class GraphFiles:
         graph = self._load("nearest", self._inputs(), ["nearest"])
         return graph if graph is None or self._backend != "onnx" else Steady(graph, workers=self._threads)
 
+    def _least_quantum(self, stem: str) -> int:
+        return self._version.manifest.row_quanta.get(f"{stem}.onnx", 1)
+
     def none_found(self) -> ServerError:
         """What to tell an operator whose version has no graph for this backend."""
         listed = ", ".join(sorted(self._version.manifest.files)) or "nothing"
+        precision = self._version.manifest.precision
+        mend = 'add "torchscript" to formats in export/checks.toml and export'
+        if precision != "fp32":
+            mend = f"export with --precision fp32: {precision} is made for onnxruntime alone"
         return ServerError(
             f"{self._version.folder} has no graph for the backend {self._backend!r} (it has {listed}). "
-            'Choose the other backend, or add "torchscript" to formats in export/checks.toml and export.'
+            f"Choose the other backend, or {mend}."
         )
 
     def _inputs(self) -> list[str]:
@@ -76,6 +85,7 @@ class GraphFiles:
             return None
         path = self._version.path(file)
         if self._backend == "onnx":
+            require_safe(path, self._version.manifest.files)
             return OnnxGraph(path)
         own = [spec.name for spec in self._version.manifest.signature.outputs]
         return TorchScriptGraph(path, self._threads, inputs, outputs or own)

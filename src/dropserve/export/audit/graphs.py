@@ -13,6 +13,7 @@ import onnxruntime as ort
 import torch
 
 from dropserve.export.artefacts import MODEL, MODEL_TS, Artefacts
+from dropserve.export.external import data_file
 from dropserve.export.onnx import OnnxProgram
 from dropserve.export.torchscript import ScriptProgram
 
@@ -116,6 +117,9 @@ def _optimised(path: Path, folder: Path) -> bytes:
     options.log_severity_level = 4
     target = folder / path.name
     options.optimized_model_filepath = str(target)
+    if data_file(path).is_file():  # the weights do not fit into one file
+        key = "session.optimized_model_external_initializers_file_name"
+        options.add_session_config_entry(key, data_file(path).name)
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return target.read_bytes()
 
