@@ -168,7 +168,7 @@ Manifest = RunManifest | VersionManifest
 def built_with() -> dict[str, str]:
     """Versions of Python and of each installed package that shapes an artefact."""
     versions = {"python": platform.python_version()}
-    packages = ("dropserve", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "lightning")
+    packages = ("dropserve", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "lightning", "pillow")
     for package in packages:
         try:
             versions[package] = metadata.version(package)

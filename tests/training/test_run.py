@@ -52,6 +52,7 @@ def test_a_run_holds_what_the_contract_says(published: tuple[Prepared, Stored[Ru
     assert manifest.recipe == json.loads(run.path("recipe.json").read_text()) == ready.file.recipe.resolved()
     assert manifest.data["split_sha256"] == ready.dataset.split.sha256
     assert manifest.data["columns"][0] == "sepal length (cm)"
+    assert manifest.built_with["hardware"] == "cpu"
     assert run.path("source/models.py").read_bytes() == ready.source.file.read_bytes()
 
 

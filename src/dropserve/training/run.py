@@ -207,6 +207,7 @@ def train(
             images=_images(recipe),
             metrics=metrics,
             data=dataset.record(),
+            built_with={**built_with(), "hardware": str(prepared.hardware)},
             recipe=recipe.resolved(),
         )
         published = store.publish(staging, manifest)

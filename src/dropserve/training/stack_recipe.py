@@ -24,6 +24,12 @@ def check_stackable(recipe: Recipe) -> None:
     """
     if recipe.augmentation.flip or recipe.augmentation.shift:
         raise UsageError("augmentation: many trainings at once do not augment; leave the table out")
+    settings = recipe.training
+    if settings.devices > 1 or settings.precision not in {"auto", "32"}:
+        raise UsageError(
+            f"training.devices = {settings.devices}, training.precision = {settings.precision!r}: many "
+            "trainings at once run in one process and in 32 bits; leave both out"
+        )
 
 
 def stack_settings(recipe: Recipe) -> StackSettings:
