@@ -116,7 +116,7 @@ class Page:
                 ]
                 for who in self.field.contestants
             ]
-            head = ["server", "answers/s", "p50 ms", "p90 ms", "p99 ms", "processor us"]
+            head = ["server", "answers/s", "p50 ms", "p90 ms", "p99 ms", "processor us an answer"]
             yield _connections(c), head, rows
         named = {who.name: who for who in self.field.contestants}
         for ours in (named[name] for name in OURS if name in named):
@@ -232,7 +232,7 @@ class Page:
         costs = [record.cost(who.name, most) for who in contestants]
         right.barh([who.label for who in contestants], costs, color=colours[: len(contestants)])
         right.invert_yaxis()
-        right.set(xlabel="processor microseconds", title=f"Processor time an answer, {most} connections")
+        right.set(xlabel="microseconds an answer", title=f"Processor time at {most}")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,10 +67,18 @@ class Subject:
         return torch.stack(passes).numpy()
 
 
-def prepare(folder: Path) -> Subject:
-    """Make the network (weights from a fixed seed), import and export it in a project of its own."""
+def prepare(folder: Path, handler: Path | None = None) -> Subject:
+    """Make the network (weights from a fixed seed), import and export it in a project of its own.
+
+    Args:
+        folder: scratch space.
+        handler: replaces ``serving/handler.py``.
+    """
     project = folder / "project"
     project.mkdir(parents=True)
+    if handler is not None:
+        (project / "serving").mkdir()
+        shutil.copy(handler, project / "serving" / "handler.py")
     torch.manual_seed(0)
     net = Net().eval()
     weights = project / "weights.pt"

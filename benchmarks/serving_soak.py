@@ -2,11 +2,10 @@
 
 Both endpoints are asked without pause on some connections, good requests of several lengths and settings
 and, on one connection each, bad ones, which must be refused every time. Every second the memory that each
-process has for itself alone (USS) is taken. Readings of the first part are left out: pools, caches and
-compilers fill. What is judged is the slope of the rest, with an interval that allows for readings that
-resemble each other, against the growth that a leak of one answer in a thousand would cause (growth.py). A
-process is flat if such a leak is ruled out; it grows if that is not so and its interval lies above zero;
-else the run was too short.
+process has for itself alone (USS) is taken. The first part is left out: pools, caches and compilers fill.
+What is judged is the growth of the rest, with a 95% interval, against what a leak of one answer in a
+thousand would cause (growth.py). A process is flat if such a leak is ruled out; it grows if it is not and
+the interval lies above zero; else the run was too short.
 
     python benchmarks/serving_soak.py [--json PATH] [--minutes 10] [--engine torchserve] [--readings PATH]
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from served import NAME, Subject, prepare, server_processes, serving
 from dropserve.serving.deployment import EngineName
 
 WARM_SHARE = 0.4
+ENOUGH = 230.0  # seconds: pages are still taken in the second minute
 BAD = ['{"instances": [[1, 2', '{"instances": [[1, 2]]}', '{"instances": [["x"]]}', "", '{"inputs": [{}]}']
 console = Console(width=120)
 
@@ -92,6 +91,12 @@ class Watch:
         late = self.seconds >= WARM_SHARE * self.seconds[-1]
         return {name: trend(self.seconds[late], memory[late]) for name, memory in self.memory.items()}
 
+    def verdicts(self) -> dict[str, Verdict]:
+        """Of each kind of process; of a run that hardly outlasts the warm-up, none."""
+        if self.seconds[-1] < ENOUGH:
+            return dict.fromkeys(self.memory, Verdict.UNDECIDED)
+        return {name: found.against(self.bar(name)) for name, found in self.trends().items()}
+
     @property
     def workers(self) -> list[str]:
         """The processes that are ours; Java's memory follows its own rules."""
@@ -135,20 +140,19 @@ def report(found: Watch) -> None:
         cells += [f"{figures.latency.get(at, 0):.1f}" for at in ("p50", "p99")]
         table.add_row(name, *cells, str(figures.errors or 0), str(figures.varying))
     console.print(table)
-    table = Table("process", "memory MiB", "MiB an hour", "95% interval", "readings worth", "bar", "verdict")
+    table = Table("process", "memory MiB", "MiB an hour", "95% interval", "bar", "verdict")
+    verdicts = found.verdicts()
     for name, grown in found.trends().items():
-        bar = found.bar(name)
         interval = f"{grown.low:+.2f} to {grown.high:+.2f}"
-        cells = [f"{grown.memory:.1f}", f"{grown.slope:+.2f}", interval, f"{grown.worth:.0f}", f"{bar:.2f}"]
-        table.add_row(name, *cells, str(grown.against(bar)))
+        cells = [f"{grown.memory:.1f}", f"{grown.slope:+.2f}", interval, f"{found.bar(name):.2f}"]
+        table.add_row(name, *cells, str(verdicts[name]))
     console.print(table)
     console.print("the same processes at the end" if found.same else "[red]a process was replaced[/]")
 
 
 def as_figures(found: Watch, minutes: float) -> dict[str, Any]:
     """What is written as JSON; ``not_run`` says why if the run was too short for a verdict."""
-    trends = found.trends()
-    verdicts = {name: trends[name].against(found.bar(name)) for name in found.workers}
+    trends, verdicts = found.trends(), found.verdicts()
     keys: dict[str, Any] = {
         "minutes": minutes,
         "answers": sum(figures.requests for figures in found.figures.values()),
@@ -159,17 +163,13 @@ def as_figures(found: Watch, minutes: float) -> dict[str, Any]:
     }
     for name, grown in trends.items():
         keys |= {f"{name}_memory_mib": grown.memory, f"{name}_growth_mib_per_hour": grown.slope}
-        keys |= {
-            f"{name}_growth_bar": found.bar(name),
-            f"{name}_verdict": str(grown.against(found.bar(name))),
-        }
-        if math.isfinite(grown.low):
-            keys |= {f"{name}_growth_low": grown.low, f"{name}_growth_high": grown.high}
-    if Verdict.GROWS in verdicts.values() or not found.same:
+        keys |= {f"{name}_growth_low": grown.low, f"{name}_growth_high": grown.high}
+        keys |= {f"{name}_growth_bar": found.bar(name), f"{name}_verdict": str(verdicts[name])}
+    ours = {verdicts[name] for name in found.workers}
+    if Verdict.GROWS in ours or not found.same:
         return keys | {"workers_flat": False}
-    undecided = [name for name, verdict in verdicts.items() if verdict == Verdict.UNDECIDED]
-    if undecided:
-        why = f"{minutes:g} minutes are too short to tell of {', '.join(undecided)}"
+    if Verdict.UNDECIDED in ours:
+        why = f"{minutes:g} minutes are too short to tell whether memory grows; take {ENOUGH / 60:g} or more"
         return keys | {"not_run": {"workers_flat": why}}
     return keys | {"workers_flat": True}
 
