@@ -45,8 +45,8 @@ _METHOD = """## How it is measured
 - All servers are started first and warmed up; then they take turns, one under load at a time. In each round
   every server has its turn at every number of connections; each round begins elsewhere, and every other one
   goes backwards.
-- While one is under load, the processes of the peers are stopped; ours and TorchServe's only wait, which
-  costs what the table above says.
+- While one is under load the others wait, which costs what the table above says; LitServe, which asks its
+  queue all the time, is stopped between its turns.
 - A figure is the median over rounds. A ratio is taken within a round; the table gives its median, and the
   least and the greatest in brackets.
 - *Processor time* is what all processes of a server use, divided by the questions it was asked. It hardly

@@ -1,8 +1,9 @@
 """Who takes turns under load: our endpoints, stock TorchServe, and what a user might take instead.
 
 All are started before anyone is measured, so that a round meets all of them under the same weather. While
-one is under load, the peers' processes are stopped (SIGSTOP): some use a tenth of a core for nothing.
-TorchServe's and ours are not: supervisors would take them for dead, and waiting costs about a hundredth.
+one is under load the others wait. One of them uses a tenth of a core for that, so its processes are
+stopped (SIGSTOP) between its turns; the others are not, since some learn from how long things take, and
+supervisors would take a stopped server for dead.
 """
 
 from __future__ import annotations
@@ -216,5 +217,5 @@ def _peer(folder: Path, subject: Subject, oracle: answers.Oracle, peer: Peer) ->
             [json.dumps(question) for question in questions],
             answers.read_by(peer.read, oracle),
             process.processor_seconds,
-            process=process,
+            process=process if peer.restless else None,
         )

@@ -35,6 +35,7 @@ class Peer:
         read: from the document that comes to the row's probabilities.
         environment: variables to set; the same words in braces are filled in.
         packages: what its version is told of.
+        restless: whether it looks for work so often that it must be stopped while others are measured.
         bin: where its programs are; in ``.venv-peers`` unless it is said.
     """
 
@@ -48,6 +49,7 @@ class Peer:
     read: Callable[[Any], Row]
     environment: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    restless: bool = False
     bin: Path | None = None
 
     @property
@@ -94,6 +96,22 @@ FASTAPI = Peer(
     read=lambda document: document["predictions"][0],
     packages=("fastapi", "uvicorn", "uvloop"),
 )
+BENTOML = Peer(
+    name="bentoml",
+    label="BentoML",
+    about="one worker, no batching (the default), no access log",
+    application=HERE / "bentoml",
+    command=("{bin}/bentoml", "serve", "app:Classifier", "--host", "127.0.0.1", "--port", "{port}"),
+    path="/predict",
+    ask=lambda row: {"rows": [row]},
+    read=lambda document: document[0],
+    environment={
+        "BENTOML_CONFIG": "configuration.yaml",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": "home",
+    },
+    packages=("bentoml", "uvicorn"),
+)
 PEERS = (
     FASTAPI,
     replace(
@@ -113,6 +131,7 @@ PEERS = (
         ask=lambda row: {"input": row},
         read=lambda document: document["output"],
         packages=("litserve", "uvicorn", "uvloop"),
+        restless=True,
     ),
     Peer(
         name="mlserver",
@@ -130,20 +149,12 @@ PEERS = (
         },
         packages=("mlserver", "uvicorn", "uvloop"),
     ),
-    Peer(
-        name="bentoml",
-        label="BentoML",
-        about="one worker, adaptive batches of at most 32 (which one connection pays for), no access log",
-        application=HERE / "bentoml",
-        command=("{bin}/bentoml", "serve", "app:Classifier", "--host", "127.0.0.1", "--port", "{port}"),
-        path="/predict",
-        ask=lambda row: {"rows": [row]},
-        read=lambda document: document[0],
-        environment={
-            "BENTOML_CONFIG": "configuration.yaml",
-            "BENTOML_DO_NOT_TRACK": "True",
-            "BENTOML_HOME": "home",
-        },
-        packages=("bentoml", "uvicorn"),
+    BENTOML,
+    replace(
+        BENTOML,
+        name="bentoml batching",
+        label="BentoML, batching",
+        about="the same with adaptive batches of at most 32, for which a lone caller waits",
+        path="/predict_batch",
     ),
 )

@@ -113,7 +113,7 @@ def test_who_is_not_installed_is_named(
     monkeypatch.setattr("peers.catalogue.ENVIRONMENTS", tmp_path / "nowhere")
     status, figures, _ = run(tmp_path, subject, TINY, PEERS[-1])
     assert status == 0
-    assert figures["left_out"] == ["BentoML is not installed; install it with: make peers"]
+    assert figures["left_out"] == [f"{PEERS[-1].label} is not installed; install it with: make peers"]
     assert figures["left_out"][0] in " ".join(capsys.readouterr().out.split())
 
 
