@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,88 @@ def test_an_output_that_is_always_zero_is_measured_absolutely() -> None:
     zeros = np.zeros((2, 2), np.float32)
     assert one(zeros, {"output": zeros}, scale=0.0).maximum == 0
     assert one(zeros, {"output": zeros + np.float32(0.5)}, scale=0.0).maximum == pytest.approx(0.5)
+
+
+def off_by(*shares: float) -> list:
+    """One run whose row ``i`` is off by ``shares[i]`` of the scale 10."""
+    changed = A.copy()
+    for row, share in enumerate(shares):
+        changed[row, 0] += np.float32(10 * share)
+    return [one(A, {"output": changed})]
+
+
+def test_the_worst_row_is_that_of_the_greatest_error_as_long_as_all_is_well() -> None:
+    tally = Tally(tolerance=0.5)
+    tally.add(off_by(0.1, 0.0), {"batch": 1})
+    tally.add(off_by(0.0, 0.3), {"batch": 2})
+    tally.add(off_by(0.2, 0.0), {"batch": 3})
+    assert tally.problem is None
+    assert (tally.worst["row"], tally.worst["batch"]) == (1, 2)
+    assert tally.maximum == pytest.approx(0.3)
+
+
+def test_after_the_first_problem_the_worst_row_stays_that_of_the_problem() -> None:
+    tally = Tally(tolerance=0.05)
+    tally.add(off_by(0.0, 0.1), {"batch": 1})
+    tally.add(off_by(0.4, 0.0), {"batch": 2})
+    assert (tally.worst["row"], tally.worst["batch"]) == (1, 1)
+    assert "0.1 of its scale (batch 1)" in tally.detail
+    assert tally.maximum == pytest.approx(0.4), "the figures still tell the greatest of all"
+
+
+def test_an_error_at_the_tolerance_is_allowed() -> None:
+    exact = one(A, {"output": with_value(A[2, 1] + 2.5)}, scale=10.0).maximum
+    for tolerance, problem in ((exact, None), (np.nextafter(exact, 0), "difference")):
+        tally = Tally(tolerance=float(tolerance))
+        tally.add([one(A, {"output": with_value(A[2, 1] + 2.5)})], {})
+        assert tally.problem == problem
+
+
+def test_a_crash_that_came_first_stays_and_counts_as_a_run() -> None:
+    tally = Tally(tolerance=1e-3)
+    tally.crashed(ValueError("bad\n  shape"), {"batch": 1, "inputs": ""})
+    tally.add(off_by(0.9), {"batch": 2})
+    assert (tally.problem, tally.detail) == ("error", "ValueError: bad shape (batch 1)")
+    assert tally.runs == 2
+
+
+def test_figures_are_those_of_all_runs_and_hold_nothing_that_json_cannot() -> None:
+    tally = Tally(tolerance=1.0)
+    runs = [off_by(0.5, 0.1), off_by(0.2, 0.0), [one(A, {"output": with_value(np.nan)})]]
+    for run in runs:
+        tally.add(run, {})
+    figures = json.loads(json.dumps(tally.figures(), allow_nan=False))
+    assert figures["runs"] == 3
+    assert figures["max"] == pytest.approx(0.5)
+    assert figures["mean"] == pytest.approx(np.mean([0.6 / 12, 0.2 / 12, 0.0]))
+    assert figures["p99"] == pytest.approx(max(run[0].percentile for run in runs))
+    assert figures["worst"]["got"] == [6, "nan", 8]
+
+
+def test_every_output_is_compared_in_the_order_of_the_reference() -> None:
+    expected = {"b": A, "a": A}
+    found = compare(expected, {"a": A + 1, "b": A, "more": A}, {"a": 10.0, "b": 10.0}, finite=True)
+    assert [difference.output for difference in found] == ["b", "a"]
+    assert [difference.maximum for difference in found] == [0, pytest.approx(0.1)]
+
+
+def test_nothing_differs_in_an_output_without_numbers() -> None:
+    empty = np.zeros((0, 3), np.float32)
+    assert one(empty, {"output": empty}) == one(empty, {"output": empty.copy()})
+    assert one(empty, {"output": np.zeros((1, 3), np.float32)}).problem == "wrong shape"
+
+
+def test_the_row_of_the_first_nan_is_told() -> None:
+    changed = A.copy()
+    changed[1, 2] = changed[3, 0] = np.nan
+    difference = one(A, {"output": changed})
+    assert "2 values are NaN or infinite, the first in row 1" in difference.detail
+    assert difference.worst is not None
+    assert difference.worst.row == 1
+
+
+def test_at_most_32_numbers_of_a_row_are_kept() -> None:
+    wide = np.arange(200, dtype=np.float32).reshape(2, 10, 10)
+    difference = one(wide, {"output": wide + 1})
+    assert difference.worst is not None
+    assert difference.worst.expected == wide[0].reshape(-1)[:32].tolist()

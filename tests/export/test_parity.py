@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from dropserve.dropout.engine import MonteCarlo
 from dropserve.errors import ExportError
 from dropserve.export.artefacts import Artefacts, build
+from dropserve.export.onnx import LEVELS, Level, OnnxProgram
 from dropserve.export.parity import parity, parity_checks
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
+from dropserve.export.torchscript import ScriptProgram
 from dropserve.manifest import CheckRecord
 from dropserve.signature import parse_input
 
@@ -230,3 +234,140 @@ def test_a_steep_model_is_not_held_to_more_than_float32_can_do(tmp_path: Path) -
     subject = Subject("steep", Steep().eval(), (parse_input("16"),))
     artefacts = build(subject, tmp_path, ExportSettings())
     assert failed(parity_checks(subject, artefacts, ExportSettings(tolerance=1e-4))) == {}
+
+
+def test_every_level_and_every_case_is_run(built_mlp: tuple[Subject, Artefacts]) -> None:
+    subject, artefacts = built_mlp
+    settings = ExportSettings(batch_sizes=(2, 5, 3))
+    report = parity(subject, artefacts, settings)
+    plain, masked = 3 * 3, 3 + 2  # random, zeros and large at each size; under masks the last two at one
+    runs = {name: figures["runs"] for name, figures in report.figures.items()}
+    assert runs == {
+        "parity-torchscript": plain,
+        "parity-onnx": plain * 5,
+        "parity-round-trip": plain * 2,
+        "parity-masked-torchscript": masked,
+        "parity-masked-onnx": masked * 5,
+        "parity-identity-masks": masked * 6,
+        "parity-trunk-and-head": masked,
+    }
+    evidence = {check.name: check.evidence for check in report.checks}
+    assert "in 45 runs: onnxruntime at 5 levels, against the eager model" in evidence["parity-onnx"]
+    assert "onnxruntime at 5 levels and TorchScript" in evidence["parity-identity-masks"]
+    assert "trunk and head under 4 masks" in evidence["parity-trunk-and-head"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_level_of_onnxruntime_that_differs_is_enough(
+    built_mlp: tuple[Subject, Artefacts], monkeypatch: pytest.MonkeyPatch, level: Level
+) -> None:
+    subject, artefacts = built_mlp
+    run = OnnxProgram.__call__
+
+    def wrong(self: OnnxProgram, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        name = self.session.get_session_options().graph_optimization_level.name
+        told = "disabled" if name == "ORT_DISABLE_ALL" else name.removeprefix("ORT_ENABLE_").lower()
+        return {key: a + 1 if told == level else a for key, a in run(self, inputs).items()}
+
+    monkeypatch.setattr(OnnxProgram, "__call__", wrong)
+    found = failed(parity_checks(subject, artefacts, ExportSettings(batch_sizes=(2, 3), formats=("onnx",))))
+    assert f"graph onnxruntime {level}" in found["parity-onnx"].evidence
+    assert f"graph onnxruntime {level}" in found["parity-masked-onnx"].evidence
+
+
+def test_a_torchscript_file_that_does_not_survive_being_written_again_is_found(
+    built_mlp: tuple[Subject, Artefacts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, artefacts = built_mlp
+    save = ScriptProgram.save
+
+    def lossy(self: ScriptProgram, path: Path) -> None:
+        held = next(self.module.parameters())
+        before = held.detach().clone()
+        with torch.no_grad():
+            held.mul_(1.1)
+        save(self, path)
+        with torch.no_grad():
+            held.copy_(before)
+
+    monkeypatch.setattr(ScriptProgram, "save", lossy)
+    found = failed(parity_checks(subject, artefacts, ExportSettings(batch_sizes=(2, 3))))
+    assert set(found) == {"parity-round-trip"}
+    assert "graph TorchScript saved again" in found["parity-round-trip"].evidence
+    assert "every tensor of the file is what eager has" in found["parity-round-trip"].evidence
+
+
+def test_a_masked_torchscript_file_is_held_to_identity_masks_too(
+    built_mlp: tuple[Subject, Artefacts], tmp_path: Path
+) -> None:
+    subject, artefacts = built_mlp
+    paths = {key: Path(shutil.copy(path, tmp_path)) for key, path in artefacts.paths.items()}
+    script = torch.jit.load(str(paths["masked.ts"]))
+    with torch.no_grad():
+        next(script.parameters()).mul_(1.1)
+    torch.jit.save(script, str(paths["masked.ts"]))
+    changed = dataclasses.replace(artefacts, folder=tmp_path, paths=paths)
+    found = failed(parity_checks(subject, changed, ExportSettings(batch_sizes=(2, 3))))
+    assert set(found) == {"parity-masked-torchscript", "parity-identity-masks"}
+    assert "graph TorchScript" in found["parity-identity-masks"].evidence
+
+
+class Ids(nn.Module):
+    """A whole number for each row, as large as an identifier."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x > 0).long().sum(1) + 50_000_000
+
+
+def test_whole_numbers_must_be_the_same_however_large_they_are(tmp_path: Path) -> None:
+    def add_one(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if "output" in n.output)
+        node.output[0] = "right"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one_more"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "one_more"], ["output"]))
+
+    subject = Subject("ids", Ids().eval(), (parse_input("5"),))
+    sound = build(subject, tmp_path, ExportSettings())
+    assert failed(parity_checks(subject, sound, ExportSettings())) == {}
+    (tmp_path / "changed").mkdir()
+    changed = edited(sound, tmp_path / "changed", "model.onnx", add_one)
+    found = failed(parity_checks(subject, changed, ExportSettings()))
+    assert set(found) == {"parity-onnx", "parity-round-trip"}
+
+
+class Faint(nn.Module):
+    """Zero where the input is zero, but by way of numbers that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(6, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.wide(x).sin().sum(1, keepdim=True)
+        return h - self.wide.bias.sin().sum() + x[:, :1]
+
+
+def test_errors_are_measured_against_what_the_output_is_on_ordinary_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    subject = Subject("faint", Faint().eval(), (parse_input("6"),))
+    artefacts = build(subject, tmp_path, ExportSettings())
+    report = parity(subject, artefacts, ExportSettings())
+    assert failed(report.checks) == {}, "on zeros nothing but rounding is left of the output"
+    assert report.figures["parity-onnx"]["max"] > 0
+
+
+def test_a_server_that_puts_trunk_and_head_together_wrongly_is_told_from_wrong_files(
+    built_mlp: tuple[Subject, Artefacts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, artefacts = built_mlp
+    samples = MonteCarlo.samples
+
+    def turned(self: MonteCarlo, *args: Any) -> dict[str, Any]:
+        return {name: array[::-1].copy() for name, array in samples(self, *args).items()}
+
+    monkeypatch.setattr(MonteCarlo, "samples", turned)
+    found = failed(parity_checks(subject, artefacts, ExportSettings(batch_sizes=(2, 3), formats=("onnx",))))
+    assert set(found) == {"parity-trunk-and-head"}
+    check = found["parity-trunk-and-head"]
+    assert "both files are right: look at what tiles and cuts them" in check.evidence
+    assert check.where == ""

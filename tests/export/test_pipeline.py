@@ -23,8 +23,9 @@ from dropserve.errors import (
     RecipeError,
     SourceChangedError,
 )
+from dropserve.export import artefacts
 from dropserve.export.archive import Stage
-from dropserve.export.onnx import OnnxProgram
+from dropserve.export.onnx import OnnxProgram, export_onnx
 from dropserve.export.pipeline import Report, export_run
 from dropserve.export.settings import ExportSettings
 from dropserve.manifest import Preprocessing, RunManifest, Scaling, VersionManifest
@@ -306,3 +307,38 @@ def test_an_interrupted_export_leaves_nothing_half_written(
     with store.staging("net", VersionManifest) as staging:  # the next export sweeps up, and is number 1
         assert staging.number == 1
         assert contents(store) == [".staging-1"]
+
+
+def test_a_graph_that_differs_is_refused_with_the_line_where_it_does(
+    store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(*args: Any, **kwargs: Any) -> None:
+        export_onnx(*args, **kwargs)
+        path = args[4]
+        model = onnx.load(path)
+        for node in model.graph.node:
+            node.op_type = {"Relu": "Softplus"}.get(node.op_type, node.op_type)
+        onnx.save(model, path)
+
+    monkeypatch.setattr(artefacts, "export_onnx", careless)
+    report = Report()
+    with pytest.raises(CheckFailedError, match="nothing was published"):
+        export_run(store, publish(), QUICK, STAGE, report)
+    failed = {check.name: check for check in report.checks if check.verdict == "failed"}
+    assert set(failed) == {
+        "parity-onnx",
+        "parity-round-trip",
+        "parity-masked-onnx",
+        "parity-identity-masks",
+        "parity-trunk-and-head",
+    }
+    for check in failed.values():
+        assert check.where == "Net at net.py:12", check
+        assert "(Softplus 'node_relu')" in check.evidence
+        assert "the graph has Softplus where a fresh export has Relu" in check.evidence
+    details = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    found = details["parity"]["parity-trunk-and-head"]["bisection"]
+    assert (found["graph"], found["tensor"], found["others"]) == ("trunk.onnx", "relu", [])
+    assert found["mended"] is None, "a trunk has no outputs of the model's"
+    assert details["parity"]["parity-onnx"]["bisection"]["mended"] <= QUICK.tolerance
+    assert contents(store) == []

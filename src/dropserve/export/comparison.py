@@ -176,8 +176,17 @@ class Tally:
             "max": self.maximum,
             "mean": self.mean,
             "p99": self.percentile,
-            "worst": self.worst,
+            "worst": json_safe(self.worst),
         }
+
+
+def json_safe(value: Any) -> Any:
+    """The same with NaN and infinity as words: JSON has no numbers for them."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: json_safe(part) for key, part in value.items()}
+    return [json_safe(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _words(where: Mapping[str, Any]) -> str:

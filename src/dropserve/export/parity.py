@@ -17,6 +17,7 @@ from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.manifest import CheckRecord
 
 from .artefacts import HEAD, MASKED, MASKED_TS, MODEL, MODEL_TS, TRUNK, Artefacts
+from .bisection import Bisector, Failure
 from .cases import SAMPLES, SEED, Case, MaskedCase, magnitude, masked_cases, plain_cases, scales
 from .comparison import REMEDIES, Array, Tally, compare
 from .external import loadable
@@ -78,6 +79,7 @@ class _Bench:
         self.cases = plain_cases(subject, settings)
         self.scales = scales(self.cases)
         self.report = ParityReport()
+        self.bisector = Bisector(subject, artefacts, settings)
         self.inputs = [spec.name for spec in artefacts.signature.inputs]
         self.outputs = [spec.name for spec in artefacts.signature.outputs]
 
@@ -108,8 +110,8 @@ class _Bench:
         else:
             levels_and_script = levels
         self._masked("parity-masked-onnx", levels, cases)
-        identity = {name: self._under_identity(program) for name, program in levels_and_script.items()}
-        self._plain("parity-identity-masks", identity, [case.plain for case in cases])
+        identity = ((c.plain, self._with_identity(c.plain.inputs), c.plain.expected) for c in cases)
+        self._compare_all("parity-identity-masks", levels_and_script, identity, "against the eager model")
         self._split(cases)
 
     def _split(self, cases: list[MaskedCase]) -> None:
@@ -126,19 +128,21 @@ class _Bench:
             specs=artefacts.signature.inputs,
             chunk_elements=2**16,  # small, so that chunks are crossed here too
         )
+        what, failure = "trunk and head" if trunk else "head (no trunk)", None
         for case in cases:
             try:
                 got = engine.samples(case.plain.inputs, Settings(samples=SAMPLES, seed=SEED))
             except Exception as error:  # noqa: BLE001  # whatever a runtime raises is a finding
                 tally.crashed(error, case.plain.where)
-                continue
-            self._add(tally, case.plain, case.expected, got, case.plain.where)
-        what = "trunk and head" if trunk else "head (no trunk)"
-        self._record("parity-trunk-and-head", tally, f"{what} under {SAMPLES} masks, against an eager loop")
+            else:
+                self._add(tally, case.plain, case.expected, got, case.plain.where)
+            if tally.problem is not None and failure is None:
+                failure = Failure(what, case.plain.inputs, case.expected, case.masks)
+        told = f"{what} under {SAMPLES} masks, against an eager loop"
+        self._record("parity-trunk-and-head", tally, told, failure)
 
-    def _plain(self, name: str, programs: Mapping[str, Program], cases: list[Case] | None = None) -> None:
-        chosen = self.cases if cases is None else cases
-        runs = ((case, case.inputs, case.expected) for case in chosen)
+    def _plain(self, name: str, programs: Mapping[str, Program]) -> None:
+        runs = ((case, case.inputs, case.expected) for case in self.cases)
         self._compare_all(name, programs, runs, "against the eager model")
 
     def _masked(self, name: str, programs: Mapping[str, Program], cases: list[MaskedCase]) -> None:
@@ -152,7 +156,7 @@ class _Bench:
         runs: Iterable[tuple[Case, dict[str, Array], dict[str, Array]]],
         what: str,
     ) -> None:
-        tally = Tally(self.settings.tolerance)
+        tally, failure = Tally(self.settings.tolerance), None
         for case, inputs, expected in runs:
             for label, program in programs.items():
                 where = {"graph": label, **case.where}
@@ -160,12 +164,14 @@ class _Bench:
                     got = program(inputs)
                 except Exception as error:  # noqa: BLE001  # whatever a runtime raises is a finding
                     tally.crashed(error, where)
-                    continue
-                self._add(tally, case, expected, got, where)
+                else:
+                    self._add(tally, case, expected, got, where)
+                if tally.problem is not None and failure is None:
+                    failure = Failure(label, inputs, expected)
         levels = sum(label in _LEVEL_NAMES for label in programs)
         others = [label for label in programs if label not in _LEVEL_NAMES]
         graphs = [f"onnxruntime at {levels} levels"] if levels else []
-        self._record(name, tally, f"{' and '.join(graphs + others)}, {what}")
+        self._record(name, tally, f"{' and '.join(graphs + others)}, {what}", failure)
 
     def _add(
         self,
@@ -175,32 +181,33 @@ class _Bench:
         got: Mapping[str, Array],
         where: Mapping[str, Any],
     ) -> None:
-        own = {name: max(self.scales[name], magnitude(array)) for name, array in expected.items()}
+        # A whole number that differs is another number, however small a share of the greatest it is.
+        own = {
+            name: max(self.scales[name], magnitude(array)) if array.dtype.kind == "f" else 1.0
+            for name, array in expected.items()
+        }
         slack = {name: value / (own[name] or 1.0) for name, value in case.slack.items()}
         tally.add(compare(expected, got, own, finite=case.finite), where, slack)
 
-    def _under_identity(self, program: Program) -> Program:
-        sites = self.artefacts.sites
-        shifts = {site.shift for site in sites}
+    def _with_identity(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs with masks that change nothing."""
+        shifts = {site.shift for site in self.artefacts.sites}
         specs = self.artefacts.masks
-        axes = {a.name for spec in specs for a in spec.shape if not isinstance(a, int)}
+        variable = any(not isinstance(axis, int) for spec in specs for axis in spec.shape)
+        rows, lengths = len(next(iter(inputs.values()))), {}
+        if variable:
+            lengths = _lengths(self.artefacts, inputs)
+        masks = {
+            spec.name: np.full(
+                (rows, *spec.sized(lengths)), 0 if spec.name in shifts else 1, dtype=np.float32
+            )
+            for spec in specs
+        }
+        return {**inputs, **masks}
 
-        def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-            rows = len(next(iter(inputs.values())))
-            lengths = _lengths(self.artefacts, inputs) if axes else {}
-            masks = {
-                spec.name: np.full(
-                    (rows, *spec.sized(lengths)), 0 if spec.name in shifts else 1, dtype=np.float32
-                )
-                for spec in specs
-            }
-            return program({**inputs, **masks})
-
-        return run
-
-    def _record(self, name: str, tally: Tally, what: str) -> None:
+    def _record(self, name: str, tally: Tally, what: str, failure: Failure | None) -> None:
         self.report.figures[name] = tally.figures()
-        if tally.problem is None:
+        if tally.problem is None or failure is None:
             evidence = f"within {tally.maximum:.1e} of the scale in {tally.runs} runs: {what}"
             self.report.checks.append(CheckRecord(name=name, verdict="passed", evidence=evidence))
             return
@@ -208,9 +215,16 @@ class _Bench:
         if tally.worst:
             evidence += f"; row {tally.worst['row']}: expected {_few(tally.worst['expected'])}, "
             evidence += f"got {_few(tally.worst['got'])}"
-        verdict = "waived" if self.settings.waived(name) else "failed"
-        remedy = REMEDIES[tally.problem]
-        self.report.checks.append(CheckRecord(name=name, verdict=verdict, evidence=evidence, remedy=remedy))
+        found = self.bisector.find(failure)
+        self.report.figures[name]["bisection"] = found.figures()
+        record = CheckRecord(
+            name=name,
+            verdict="waived" if self.settings.waived(name) else "failed",
+            evidence=f"{evidence}. {found.evidence()}",
+            remedy=REMEDIES[tally.problem],
+            where=found.where,
+        )
+        self.report.checks.append(record)
 
 
 def _levels(path: Path) -> dict[str, Program]:
