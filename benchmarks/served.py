@@ -18,7 +18,7 @@ from stock.net import Net
 
 from dropserve.dropout.masks import draw
 from dropserve.manifest import VersionManifest
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment, EngineName, Options
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Store, Stored
@@ -107,16 +107,16 @@ def serving(
     """``dropserve serve --engine ENGINE`` on a free port, with the settings of a stage folder."""
     files = stage / "model-config.yaml", stage / "config.properties", stage / "log4j2.xml"
     run_dir = folder / ".run"
-    deployment = torchserve.start(run_dir, [version], Options(*files, port=free_ports(1)[0], engine=engine))
+    deployment = lifecycle.start(run_dir, [version], Options(*files, port=free_ports(1)[0], engine=engine))
     try:
         yield deployment
     finally:
-        torchserve.stop(run_dir)
+        lifecycle.stop(run_dir)
 
 
 def server_processes(run_dir: Path) -> dict[str, list[psutil.Process]]:
     """The processes of a running server by what they do: ``frontend``, and the workers by endpoint."""
-    state = torchserve.running(run_dir)
+    state = lifecycle.running(run_dir)
     if state is None or state.frontend is None:
         raise RuntimeError(f"no server runs in {run_dir}")
     frontend = psutil.Process(state.frontend.pid)

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from dropserve.columns import Column
 from dropserve.manifest import ImageRecord, Preprocessing, SourceRecord, Task, VersionManifest
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import free_ports
 from dropserve.signature import Signature, Site, TensorSpec
@@ -346,9 +346,9 @@ def running_server(
         "log_config": stage / "log4j2.xml",
         "port": free_ports(1)[0],
     }
-    deployment = torchserve.start(folder / ".run", versions, Options(**(chosen | options)))
+    deployment = lifecycle.start(folder / ".run", versions, Options(**(chosen | options)))
     yield deployment
-    assert torchserve.stop(folder / ".run") is not None, "the server was gone before the tests ended"
+    assert lifecycle.stop(folder / ".run") is not None, "the server was gone before the tests ended"
 
 
 @contextmanager

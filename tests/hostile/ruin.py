@@ -24,8 +24,9 @@ from wire import Request
 from witness import Question, Witnesses
 
 from dropserve.dropout.masks import draw
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
+from dropserve.serving.engines import engine
 from dropserve.serving.runtime import free_ports
 from dropserve.serving.supervisor import State
 from dropserve.store import Store
@@ -102,7 +103,7 @@ class Server:
         return self.command("serve", "mlp", "--port", str(self.port), *self.words, *words)
 
     def state(self) -> State:
-        state = torchserve.running(self.run_dir)
+        state = lifecycle.running(self.run_dir)
         assert state is not None
         return state
 
@@ -135,11 +136,9 @@ class Server:
 
 
 def _whole(deployment: Deployment) -> bool:
-    private = f"http://127.0.0.1:{deployment.management_port}"
-    if deployment.engine == "asgi":
-        return httpx.get(f"{private}/v2/health/ready").status_code == 200
-    books = [httpx.get(f"{private}/models/{e.name}").json()[0]["workers"] for e in deployment.endpoints]
-    return all(worker["status"] == "READY" for workers in books for worker in workers)
+    host = engine(deployment.engine)
+    with httpx.Client(base_url=f"http://127.0.0.1:{deployment.management_port}") as private:
+        return all(host.ready_workers(deployment, e, private) == e.workers for e in deployment.endpoints)
 
 
 def questions(mlp: Any) -> list[Question]:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dropserve.client import Client
 from dropserve.errors import ServerError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.asgi.desk import FAST
 from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.asgi.inline import Inline
@@ -216,7 +216,7 @@ def _timed(http: httpx.Client, path: str) -> tuple[float, httpx.Response]:
 
 
 def server_process(deployment: Deployment) -> psutil.Process:
-    state = torchserve.running(deployment.logs.parent)
+    state = lifecycle.running(deployment.logs.parent)
     assert state is not None
     assert state.frontend is not None
     return psutil.Process(state.frontend.pid)

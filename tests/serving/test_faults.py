@@ -21,7 +21,7 @@ import pytest
 from ruin import DOUBT, ELSEWHERE, PAGE, PLAIN, ROOT, STEADY, Row, Server, endure, questions, rows, says
 from witness import Witnesses
 
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
 
 pytestmark = pytest.mark.slow  # kills servers of its own
@@ -54,7 +54,7 @@ def project(
 @pytest.fixture
 def served(project: Server) -> Server:
     """The same, running and whole."""
-    if torchserve.running(project.run_dir) is None:
+    if lifecycle.running(project.run_dir) is None:
         done = project.serve("--version", "1")
         assert done.returncode == 0, done.stdout + done.stderr
     project.wait_whole()
@@ -112,7 +112,7 @@ def test_a_killed_supervisor(served: Server, mlp: Any, row: Row) -> None:
     done = served.command("stop")
     assert says(done.stdout, row.operator)
     assert not [process for process in family if process.is_running()]
-    assert torchserve.running(served.run_dir) is None
+    assert lifecycle.running(served.run_dir) is None
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_a_port_in_use(
     assert says(done.stderr, row.operator), done.stderr
     assert witnesses.wrong() == []
     assert set(witnesses.outcomes(PLAIN)) == {"200"}
-    assert torchserve.running(other.run_dir) is None
+    assert lifecycle.running(other.run_dir) is None
 
 
 DISK = """

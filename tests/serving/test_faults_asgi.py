@@ -18,7 +18,7 @@ from ruin import DOUBT, ELSEWHERE, PAGE, PLAIN, STEADY, Row, Server, endure, que
 from wire import Request, send
 from witness import Witnesses
 
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 
 pytestmark = pytest.mark.slow  # kills servers of its own
 
@@ -51,7 +51,7 @@ def project(
 @pytest.fixture
 def whole(project: Server) -> Server:
     """The same, running and whole."""
-    if torchserve.running(project.run_dir) is None:
+    if lifecycle.running(project.run_dir) is None:
         done = project.serve("--version", "1")
         assert done.returncode == 0, done.stdout + done.stderr
     project.wait_whole()
@@ -150,7 +150,7 @@ def test_a_killed_supervisor(whole: Server, mlp: Any, row: Row) -> None:
     done = whole.command("stop")
     assert says(done.stdout, row.operator)
     assert not [process for process in family if process.is_running()]
-    assert torchserve.running(whole.run_dir) is None
+    assert lifecycle.running(whole.run_dir) is None
 
 
 def test_a_stop_under_load(whole: Server, mlp: Any, row: Row) -> None:

@@ -18,7 +18,7 @@ from siege import Siege, lay
 from wire import JSON, Reply, Request, send
 
 from dropserve.manifest import VersionManifest
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Stored
@@ -147,10 +147,10 @@ def test_hostile_requests_harm_nobody_on_torchscript(
 ) -> None:
     files = STAGE / "model-config.yaml", STAGE / "config.properties", STAGE / "log4j2.xml"
     options = Options(*files, port=free_ports(1)[0], backend="torchscript")
-    deployment = torchserve.start(tmp_path / ".run", [mlp_version], options)
+    deployment = lifecycle.start(tmp_path / ".run", [mlp_version], options)
     try:
         siege = Siege(TorchServeHost(deployment), exact=False)
         lay(siege, 25)
         siege.end(400)
     finally:
-        torchserve.stop(tmp_path / ".run")
+        lifecycle.stop(tmp_path / ".run")

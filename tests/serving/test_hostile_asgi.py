@@ -11,7 +11,7 @@ import pytest
 from siege import Siege, lay
 from wire import Reply
 
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
 
 pytestmark = pytest.mark.slow  # generated anew each time: a find must not stop an unrelated change
@@ -27,7 +27,7 @@ class AsgiHost:
     def workers(self) -> list[tuple[int, float]]:
         """The server's process and those of its endpoints, by number and birth; all must be ready."""
         assert httpx.get(f"{self.url}/v2/health/ready").status_code == 200
-        state = torchserve.running(self._deployment.logs.parent)
+        state = lifecycle.running(self._deployment.logs.parent)
         assert state is not None
         assert state.frontend is not None
         server = psutil.Process(state.frontend.pid)

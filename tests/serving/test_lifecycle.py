@@ -20,7 +20,7 @@ import pytest
 from dropserve.client import Client
 from dropserve.errors import RequestError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving import torchserve
+from dropserve.serving import lifecycle
 from dropserve.serving.deploy import deploy
 from dropserve.serving.deployment import Options
 from dropserve.serving.runtime import LOOPBACK, ProcessId, check_port, free_ports, java
@@ -60,7 +60,7 @@ def workers(state: State, model: str) -> list[psutil.Process]:
 def run_dir(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / ".run"
     yield folder
-    torchserve.stop(folder)
+    lifecycle.stop(folder)
 
 
 def ask(url: str, endpoint: str = "mlp") -> httpx.Response:
@@ -70,9 +70,9 @@ def ask(url: str, endpoint: str = "mlp") -> httpx.Response:
 def test_a_killed_worker_comes_back_and_nothing_wrong_is_answered(
     run_dir: Path, mlp_version: Version
 ) -> None:
-    deployment = torchserve.start(run_dir, [mlp_version], options(monte_carlo=False, backend="torchscript"))
+    deployment = lifecycle.start(run_dir, [mlp_version], options(monte_carlo=False, backend="torchscript"))
     expected = ask(deployment.url).json()
-    state = torchserve.running(run_dir)
+    state = lifecycle.running(run_dir)
     assert state is not None
     assert state.phase == "ready"
     (worker,) = workers(state, "mlp")
@@ -88,22 +88,22 @@ def test_a_killed_worker_comes_back_and_nothing_wrong_is_answered(
 
     everyone = family(state.supervisor.pid)
     assert len(everyone) >= 3
-    assert torchserve.stop(run_dir) is not None
+    assert lifecycle.stop(run_dir) is not None
     assert not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert [p.name for p in run_dir.iterdir()] == ["logs"], "stopping leaves nothing but logs"
-    assert torchserve.stop(run_dir) is None
+    assert lifecycle.stop(run_dir) is None
 
 
 @pytest.mark.slow
 def test_a_killed_frontend_is_started_again(run_dir: Path, mlp_version: Version) -> None:
-    deployment = torchserve.start(run_dir, [mlp_version], options(monte_carlo=False))
-    before = torchserve.running(run_dir)
+    deployment = lifecycle.start(run_dir, [mlp_version], options(monte_carlo=False))
+    before = lifecycle.running(run_dir)
     assert before is not None
     assert before.frontend is not None
     os.kill(before.frontend.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        after = torchserve.running(run_dir)
+        after = lifecycle.running(run_dir)
         if after and after.phase == "ready" and after.frontend != before.frontend:
             break
         time.sleep(0.2)
@@ -115,10 +115,10 @@ def test_a_killed_frontend_is_started_again(run_dir: Path, mlp_version: Version)
 @pytest.mark.slow
 def test_serving_again_replaces_the_server(run_dir: Path, mlp_version: Version) -> None:
     chosen = options(monte_carlo=False)
-    torchserve.start(run_dir, [mlp_version], chosen)
-    first = torchserve.running(run_dir)
-    torchserve.start(run_dir, [mlp_version], chosen)
-    second = torchserve.running(run_dir)
+    lifecycle.start(run_dir, [mlp_version], chosen)
+    first = lifecycle.running(run_dir)
+    lifecycle.start(run_dir, [mlp_version], chosen)
+    second = lifecycle.running(run_dir)
     assert first is not None
     assert second is not None
     assert not first.supervisor.alive
@@ -158,9 +158,9 @@ def test_a_model_that_cannot_be_loaded_fails_fast_and_says_why(
     with pytest.raises(
         ServerError, match=r"dropserve cannot load broken: cannot load .*model\.onnx: it is no ONNX file"
     ):
-        torchserve.start(run_dir, [broken], options())
+        lifecycle.start(run_dir, [broken], options())
     assert time.monotonic() - start < 60
-    assert torchserve.running(run_dir) is None
+    assert lifecycle.running(run_dir) is None
     assert [p.name for p in run_dir.iterdir()] == ["logs"]
 
 
@@ -170,7 +170,7 @@ def test_a_taken_port_is_named_with_its_owner(run_dir: Path, mlp_version: Versio
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ServerError, match=rf"port {port} .* process {os.getpid()} .*--port \d+"):
-            torchserve.start(run_dir, [mlp_version], options(port=port))
+            lifecycle.start(run_dir, [mlp_version], options(port=port))
     assert not run_dir.exists(), "nothing was prepared"
     check_port(port)
 
@@ -181,8 +181,8 @@ def test_a_stranger_with_the_pid_of_a_dead_server_is_left_alone(run_dir: Path, m
         known = ProcessId.of(stranger.pid)
         stale = ProcessId(known.pid, known.started - 100)
         write_state(run_dir, State(supervisor=stale, frontend=stale, deployment=deployment))
-        assert torchserve.running(run_dir) is None
-        assert torchserve.stop(run_dir) is None
+        assert lifecycle.running(run_dir) is None
+        assert lifecycle.stop(run_dir) is None
         assert stranger.poll() is None
         assert known.alive
         stranger.communicate(b"\n")
@@ -206,7 +206,7 @@ def test_a_wrong_setting_leaves_a_server_alone_and_nothing_behind(
     for text, expected in cases.items():
         path.write_text(text)
         with pytest.raises(UsageError, match=expected):
-            torchserve.start(run_dir, [mlp_version], options(model_config=path))
+            lifecycle.start(run_dir, [mlp_version], options(model_config=path))
     path = tmp_path / "config.properties"
     for text, expected in {
         "inference_address=http://0.0.0.0:80\n": r":1: inference_address is not set here: --port",
@@ -216,7 +216,7 @@ def test_a_wrong_setting_leaves_a_server_alone_and_nothing_behind(
     }.items():
         path.write_text(text)
         with pytest.raises(UsageError, match=expected):
-            torchserve.start(run_dir, [mlp_version], options(properties=path))
+            lifecycle.start(run_dir, [mlp_version], options(properties=path))
     assert not list(run_dir.glob("server-*"))
 
 
@@ -254,10 +254,10 @@ def test_paths_of_any_length_and_letter_are_served_from(tmp_path: Path, mlp_vers
 def test_a_server_runs_from_a_path_with_spaces_and_umlauts(tmp_path: Path, mlp_version: Version) -> None:
     run_dir = tmp_path / "ein Ördner, mit=Zeichen" / ".run"
     try:
-        deployment = torchserve.start(run_dir, [mlp_version], options(monte_carlo=False))
+        deployment = lifecycle.start(run_dir, [mlp_version], options(monte_carlo=False))
         assert ask(deployment.url).status_code == 200
     finally:
-        torchserve.stop(run_dir)
+        lifecycle.stop(run_dir)
 
 
 def test_other_machines_need_tls_and_a_token(run_dir: Path, mlp_version: Version) -> None:
@@ -286,7 +286,7 @@ def test_with_tls_and_token_only_who_has_both_gets_in(
     properties = tmp_path / "config.properties"
     properties.write_text(f"keystore={store}\nkeystore_pass=secret\n")
     chosen = options(host="0.0.0.0", properties=properties, monte_carlo=False)
-    deployment = torchserve.start(run_dir, [mlp_version], chosen)
+    deployment = lifecycle.start(run_dir, [mlp_version], chosen)
     assert deployment.url.startswith("https://127.0.0.1:")
     token = run_dir / "token"
     assert token.stat().st_mode & 0o077 == 0
@@ -306,5 +306,5 @@ def test_with_tls_and_token_only_who_has_both_gets_in(
         pytest.raises(RequestError, match=r"only .* HTTPS"),
     ):
         client.predict("mlp", [row])
-    torchserve.stop(run_dir)
+    lifecycle.stop(run_dir)
     assert not token.exists()

@@ -63,7 +63,7 @@ def serve(  # noqa: PLR0913  # one for each option
     versions = _versions(project, names or [], version)
     with console.status("preparing"):
         # Imported here: serving needs onnxruntime and psutil, other commands do not.
-        from dropserve.serving import torchserve  # noqa: PLC0415
+        from dropserve.serving import lifecycle  # noqa: PLC0415
         from dropserve.serving.deployment import ENGINES  # noqa: PLC0415
         from dropserve.serving.graphs import BACKENDS  # noqa: PLC0415
 
@@ -71,7 +71,7 @@ def serve(  # noqa: PLR0913  # one for each option
         raise UsageError(f"--backend {backend}: expected {' or '.join(BACKENDS)}")
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}")
-    options = torchserve.Options(
+    options = lifecycle.Options(
         model_config=project.stage_file("serving/model-config.yaml"),
         properties=project.stage_file("serving/config.properties"),
         log_config=project.stage_file("serving/log4j2.xml"),
@@ -85,7 +85,7 @@ def serve(  # noqa: PLR0913  # one for each option
     )
     _say_what(console, versions, mc=mc)
     if foreground:
-        torchserve.run(project.run_dir, versions, options, tell=_Reporter(console, project).tell)
+        lifecycle.run(project.run_dir, versions, options, tell=_Reporter(console, project).tell)
         console.print("[green]stopped[/]; next: [bold]dropserve serve[/] starts it again")
         return
     start = time.perf_counter()
@@ -94,7 +94,7 @@ def serve(  # noqa: PLR0913  # one for each option
         def tell(state: State) -> None:
             status.update(f"starting: {state.detail}")
 
-        deployment = torchserve.start(project.run_dir, versions, options, tell=tell)
+        deployment = lifecycle.start(project.run_dir, versions, options, tell=tell)
     _say_ready(console, project, deployment, time.perf_counter() - start)
 
 
@@ -102,9 +102,9 @@ def serve(  # noqa: PLR0913  # one for each option
 def stop() -> None:
     """Stop the server of this project, and nothing else."""
     with Console().status("stopping"):
-        from dropserve.serving import torchserve  # noqa: PLC0415  # hosts only
+        from dropserve.serving import lifecycle  # noqa: PLC0415  # hosts only
 
-        stopped = torchserve.stop(Project(Path.cwd()).run_dir)
+        stopped = lifecycle.stop(Project(Path.cwd()).run_dir)
     if stopped is None:
         Console().print("nothing of this project is running; next: [bold]dropserve serve[/] starts it")
         return

@@ -14,17 +14,13 @@ from typing import Any
 
 from dropserve.errors import CorruptStoreError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving.asgi.engine import AsgiEngine
-from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, EngineName, Options
-from dropserve.serving.engine import Draft, Engine
-from dropserve.serving.on_torchserve import TorchServeEngine
+from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, Options
+from dropserve.serving.engine import Draft
+from dropserve.serving.engines import engine as engine_named
 from dropserve.serving.parameters import SUFFIX
-from dropserve.serving.runtime import LOOPBACK, cores, free_ports
+from dropserve.serving.runtime import LOOPBACK, cores
 from dropserve.serving.tuning import Properties, endpoint_config, read_properties
 from dropserve.store import Stored
-
-_LONGEST_SOCKET = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; TorchServe adds a name
-_ENGINES: dict[EngineName, type[Engine]] = {"torchserve": TorchServeEngine, "asgi": AsgiEngine}
 
 
 def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: Options) -> Deployment:
@@ -48,16 +44,16 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             f"--host {options.host}: clients of other machines need TLS. Set certificate_file and "
             f"private_key_file in {options.properties}, or say --no-tls where something in front encrypts."
         )
-    engine = _ENGINES[options.engine]()
+    engine = engine_named(options.engine)
     engine.check(properties, tls=tls)
     folder = (run_dir / f"server-{secrets.token_hex(4)}").absolute()
     folder.mkdir(parents=True, mode=0o700)
     try:
         endpoints = [e for version in versions for e in _unpack(version, folder, options, properties)]
-        scratch = _scratch(folder)
+        scratch = _scratch(folder, engine.longest_scratch)
         logs = run_dir.absolute() / "logs"
         launch = engine.launch(Draft(folder, scratch, logs, properties, options))
-        ports = free_ports(2)
+        ports = engine.private_ports(options.metrics_port)
         deployment = Deployment(
             folder=folder,
             scratch=scratch,
@@ -66,12 +62,11 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             tls=tls,
             tokens=remote,
             port=options.port,
-            management_port=(options.engine == "asgi" and options.metrics_port) or ports[0],
-            # The ASGI host has one private listener for both.
-            metrics_port=options.metrics_port or ports[0 if options.engine == "asgi" else 1],
+            management_port=ports.management,
+            metrics_port=ports.metrics,
             endpoints=tuple(endpoints),
             engine=options.engine,
-            longest_silence=_silence(folder, endpoints) if options.engine == "asgi" else None,
+            longest_silence=_silence(folder, endpoints) if engine.watched else None,
             command=launch.command,
             environment={**launch.environment, "OMP_NUM_THREADS": str(threads_per_worker(endpoints))},
         )
@@ -126,9 +121,9 @@ def _extract(archive: Path, name: str, target: Path) -> None:
         )
 
 
-def _scratch(folder: Path) -> Path:
+def _scratch(folder: Path, longest: int) -> Path:
     scratch = folder / "tmp"
-    if len(str(scratch).encode()) > _LONGEST_SOCKET:
+    if len(str(scratch).encode()) > longest:
         return Path(tempfile.mkdtemp(prefix="dropserve-"))
     scratch.mkdir()
     return scratch

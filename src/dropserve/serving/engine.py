@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.deployment import Deployment, Endpoint, Options
 from dropserve.serving.tuning import Properties
+
+if TYPE_CHECKING:
+    import httpx
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,38 @@ class Launch:
     environment: dict[str, str]
 
 
+class PrivatePorts(NamedTuple):
+    """Ports on loopback: for readiness, and for figures. An engine may have one listener for both."""
+
+    management: int
+    metrics: int
+
+
 class Engine(Protocol):
     """A host. Making one raises MissingExtraError if what it stands on is not installed."""
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def longest_scratch(self) -> int:
+        """Bytes that the path of the folder for its sockets may have."""
+        ...
+
+    @property
+    def watched(self) -> bool:
+        """Whether it is asked how it is all the time, and started again when it does not answer."""
+        ...
+
+    def private_ports(self, chosen: int | None) -> PrivatePorts:
+        """Where it is asked how it is.
+
+        Args:
+            chosen: the port for figures, if the operator has chosen one.
+        """
+        ...
 
     def check(self, properties: Properties, *, tls: bool) -> None:
         """Refuse what this engine cannot do.
@@ -58,4 +91,21 @@ class Engine(Protocol):
         Raises:
             UsageError: if they cannot be written down.
         """
+        ...
+
+    def ready_workers(self, deployment: Deployment, endpoint: Endpoint, private: httpx.Client) -> int:
+        """How many of an endpoint's workers would answer now.
+
+        Args:
+            deployment: what runs.
+            endpoint: one of its endpoints.
+            private: asks its management port.
+
+        Raises:
+            httpx.HTTPError, OSError, ValueError, LookupError, TypeError: if it does not say.
+        """
+        ...
+
+    def sweep(self, deployment: Deployment) -> None:
+        """End what its process has left behind, if it has been killed."""
         ...

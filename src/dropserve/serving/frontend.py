@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote
 
 import httpx
 
 from dropserve.errors import ServerError
 from dropserve.serving.answering import WARM_HEADER
 from dropserve.serving.deployment import MODEL_LOG, Deployment, Endpoint
+from dropserve.serving.engines import engine
 from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.runtime import LOOPBACK, ProcessId
 
@@ -39,6 +39,7 @@ class Frontend:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
+        self._engine = engine(deployment.engine)
         deployment.logs.mkdir(parents=True, exist_ok=True)
         self._log_start = {name: _size(deployment.logs / name) for name in (CONSOLE, MODEL_LOG)}
         with (deployment.logs / CONSOLE).open("ab") as console:
@@ -58,7 +59,7 @@ class Frontend:
     @property
     def title(self) -> str:
         """What it is called in messages."""
-        return "TorchServe" if self.deployment.engine == "torchserve" else "the server"
+        return self._engine.title
 
     def heard(self) -> bool:
         """Whether it answers a question about its health now."""
@@ -84,6 +85,7 @@ class Frontend:
         """Ask it to end, then make sure after so many seconds; workers included."""
         self.id.end(grace)
         self._process.wait()
+        self._engine.sweep(self.deployment)
 
     def wait_ready(self, seconds: float, progress: Progress) -> None:
         """Wait until each worker is READY and each endpoint has answered its example row, warm.
@@ -112,13 +114,8 @@ class Frontend:
     def _ready(self, http: httpx.Client, endpoint: Endpoint) -> int:
         """READY workers; 0 while nothing listens yet."""
         try:
-            if self.deployment.engine == "asgi":
-                ready = http.get(f"/v2/models/{quote(endpoint.name, safe='')}/ready").status_code == 200
-                return endpoint.workers if ready else 0
-            headers = self.deployment.authorization("management")
-            found = http.get(f"/models/{endpoint.name}", headers=headers).json()
-            return sum(worker["status"] == "READY" for worker in found[0]["workers"])
-        except (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError):
+            return self._engine.ready_workers(self.deployment, endpoint, http)
+        except (httpx.HTTPError, OSError, ValueError, LookupError, TypeError):
             return 0
 
     def _warm(self, endpoint: Endpoint, deadline: float, seconds: float) -> None:

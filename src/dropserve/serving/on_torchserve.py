@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from dropserve.errors import UsageError
-from dropserve.serving.deployment import Deployment
-from dropserve.serving.engine import Draft, Launch
+from dropserve.serving.deployment import Deployment, Endpoint
+from dropserve.serving.engine import Draft, Launch, PrivatePorts
 from dropserve.serving.runtime import LOOPBACK, free_ports, java, torchserve_home
 from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, escape
+
+if TYPE_CHECKING:
+    import httpx
 
 _METRICS = "metrics.yaml"
 _TOKEN_MINUTES = 525_600  # TorchServe's hour would lock every client out while it is in use
@@ -23,8 +27,17 @@ class TorchServeEngine:
         MissingExtraError: if either is not installed.
     """
 
+    title = "TorchServe"
+    longest_scratch = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; it adds a name
+    watched = False  # it watches its workers itself
+
     def __init__(self) -> None:
         self._java, self._home = java(), torchserve_home()
+
+    def private_ports(self, chosen: int | None) -> PrivatePorts:
+        """A listener for each."""
+        management, metrics = free_ports(2)
+        return PrivatePorts(management, chosen or metrics)
 
     def check(self, properties: Properties, *, tls: bool) -> None:
         """Whatever TorchServe knows is fine with it."""
@@ -77,6 +90,15 @@ class TorchServeEngine:
             )
         lines = [f"{key}={escape(value)}" for key, value in {**properties.values, **decided}.items()]
         (deployment.folder / "config.properties").write_text("\n".join(lines) + "\n", "ascii")
+
+    def ready_workers(self, deployment: Deployment, endpoint: Endpoint, private: httpx.Client) -> int:
+        """Those whose status is READY."""
+        headers = deployment.authorization("management")
+        found = private.get(f"/models/{endpoint.name}", headers=headers).json()
+        return sum(worker["status"] == "READY" for worker in found[0]["workers"])
+
+    def sweep(self, deployment: Deployment) -> None:
+        """Its workers end by themselves when their socket does."""
 
 
 def _decided(d: Deployment) -> dict[str, str]:

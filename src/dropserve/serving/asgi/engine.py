@@ -6,13 +6,19 @@ import json
 import secrets
 import sys
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
 from dropserve.errors import MissingExtraError, UsageError
-from dropserve.serving.deployment import KEYS, Deployment
-from dropserve.serving.engine import Draft, Launch
+from dropserve.serving.deployment import KEYS, Deployment, Endpoint
+from dropserve.serving.engine import Draft, Launch, PrivatePorts
+from dropserve.serving.runtime import free_ports
 from dropserve.serving.tuning import Properties
+
+if TYPE_CHECKING:
+    import httpx
 
 _SETTINGS = "asgi.json"
 _PACKAGES = ("starlette", "uvicorn", "prometheus_client", "onnxruntime")
@@ -45,10 +51,19 @@ class AsgiEngine:
         MissingExtraError: if what it stands on is not installed.
     """
 
+    title = "the server"
+    longest_scratch = 90  # it has no sockets there
+    watched = True
+
     def __init__(self) -> None:
         for package in _PACKAGES:
             if find_spec(package) is None:
                 raise MissingExtraError(package, "serve")
+
+    def private_ports(self, chosen: int | None) -> PrivatePorts:
+        """One listener for both."""
+        port = chosen or free_ports(1)[0]
+        return PrivatePorts(port, port)
 
     def check(self, properties: Properties, *, tls: bool) -> None:
         """Refuse what only Java can read.
@@ -85,3 +100,11 @@ class AsgiEngine:
             file = deployment.folder / KEYS
             file.touch(mode=0o600)
             file.write_text(json.dumps({"inference": {"key": secrets.token_urlsafe(32)}}), "ascii")
+
+    def ready_workers(self, deployment: Deployment, endpoint: Endpoint, private: httpx.Client) -> int:  # noqa: ARG002  # the protocol's
+        """All or none: an endpoint is ready when all its workers are."""
+        path = f"/v2/models/{quote(endpoint.name, safe='')}/ready"
+        return endpoint.workers if private.get(path).status_code == 200 else 0
+
+    def sweep(self, deployment: Deployment) -> None:
+        """Its workers end by themselves when their socket does."""

@@ -12,6 +12,7 @@ from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deploy import deploy
 from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.engines import engine
 from dropserve.serving.rehearsal import rehearse
 from dropserve.serving.runtime import ProcessId, check_port
 from dropserve.serving.supervisor import STATE, TOKEN, State, Supervisor, read_state, write_state
@@ -113,6 +114,7 @@ def stop(run_dir: Path) -> Deployment | None:
     state.supervisor.end(_GRACE)
     if state.frontend is not None:
         state.frontend.end(_GRACE)  # where the supervisor was killed, not stopped
+    engine(state.deployment.engine).sweep(state.deployment)
     state.deployment.remove()
     for name in (STATE, TOKEN):
         (run_dir / name).unlink(missing_ok=True)

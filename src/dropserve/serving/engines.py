@@ -1,0 +1,19 @@
+"""Every engine by its name."""
+
+from __future__ import annotations
+
+from dropserve.serving.asgi.engine import AsgiEngine
+from dropserve.serving.deployment import EngineName
+from dropserve.serving.engine import Engine
+from dropserve.serving.on_torchserve import TorchServeEngine
+
+_ENGINES: dict[EngineName, type[Engine]] = {"torchserve": TorchServeEngine, "asgi": AsgiEngine}
+
+
+def engine(name: EngineName) -> Engine:
+    """The engine of this name.
+
+    Raises:
+        MissingExtraError: if what it stands on is not installed.
+    """
+    return _ENGINES[name]()
