@@ -19,11 +19,13 @@ import answers
 import started
 from load import Group
 from peers.catalogue import Peer
-from served import NAME, SAMPLES, Subject, server_processes, serving
+from served import NAME, SAMPLES, Subject, prepare, server_processes, serving
 from stock import server
 
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.runtime import free_ports
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,13 @@ def everyone(
         for host in HOSTS:
             if wanted(*host.names):
                 entered.contestants += stack.enter_context(_ours(folder / host.engine, subject, oracle, host))
-        if wanted("stock", "stock mc"):
-            entered.contestants += stack.enter_context(_stock(folder / "stock", subject, oracle))
+        for stock in STOCK:
+            if wanted(*stock.names):
+                entered.contestants += stack.enter_context(
+                    _stock(folder / stock.names[0], subject, oracle, stock)
+                )
+        if wanted("limit"):
+            entered.contestants.append(stack.enter_context(_limit(folder / "limit", subject)))
         for peer in peers:
             if not wanted(peer.name):
                 continue
@@ -173,30 +180,77 @@ def _ours(folder: Path, subject: Subject, oracle: answers.Oracle, host: Host) ->
         ]
 
 
+@dataclass(frozen=True)
+class Stock:
+    """TorchServe as its examples lead to it, with so many workers for each model (None: its default)."""
+
+    names: tuple[str, str]
+    label: str
+    about: str
+    workers: int | None
+
+
+STOCK = (
+    Stock(
+        ("stock", "stock mc"), "stock TorchServe", "default configuration and logging: a worker a core", None
+    ),
+    Stock(
+        ("stock one", "stock one mc"),
+        "stock TorchServe, one worker",
+        "default configuration and logging, but one worker, as ours and the peers have",
+        1,
+    ),
+)
+
+
 @contextlib.contextmanager
-def _stock(folder: Path, subject: Subject, oracle: answers.Oracle) -> Iterator[list[Contestant]]:
-    with server.running(folder, subject.weights) as stock:
+def _stock(
+    folder: Path, subject: Subject, oracle: answers.Oracle, stock: Stock
+) -> Iterator[list[Contestant]]:
+    with server.running(folder, subject.weights, stock.workers) as running:
         yield [
             Contestant(
-                "stock",
-                "stock TorchServe",
-                "a handler on BaseHandler and an eager model, default configuration and logging",
-                f"{stock.url}/predictions/plain",
+                stock.names[0],
+                stock.label,
+                f"a handler on BaseHandler and an eager model, {stock.about}",
+                f"{running.url}/predictions/plain",
                 subject.bodies,
                 answers.read_by(lambda document: document["predictions"][0], oracle),
-                stock.processor_seconds,
+                running.processor_seconds,
                 steady=True,
             ),
             Contestant(
-                "stock mc",
-                f"stock TorchServe, loop of {SAMPLES}",
+                stock.names[1],
+                f"{stock.label}, loop of {SAMPLES}",
                 f"the same with dropout on and a loop of {SAMPLES} passes",
-                f"{stock.url}/predictions/mc",
+                f"{running.url}/predictions/mc",
                 subject.bodies,
                 answers.drawn_anew(oracle),
-                stock.processor_seconds,
+                running.processor_seconds,
             ),
         ]
+
+
+@contextlib.contextmanager
+def _limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
+    """What no handler can exceed under our settings: TorchServe with a worker that computes nothing."""
+    folder.mkdir()
+    constant = prepare(folder, HERE / "stock" / "constant_handler.py")
+    with serving(folder, constant.version) as deployment:
+        yield Contestant(
+            "limit",
+            "TorchServe's limit",
+            "our settings, and a worker that answers everything with the same 18 bytes",
+            f"{deployment.url}/predictions/{NAME}",
+            subject.bodies,
+            lambda document, _: "" if document == {"predictions": []} else f"not the constant: {document}",
+            lambda: {
+                part: started.processor_seconds(processes)
+                for part, processes in server_processes(folder / ".run").items()
+                if not part.endswith("-mc")
+            },
+            steady=True,
+        )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 One network (64-256-256-10), one row of 64 floats a request, as JSON, on loopback, load generator and server
 on the same cores. Stock TorchServe is what its examples lead to: a handler on BaseHandler, an eager model,
-default configuration; for Monte Carlo, a loop of 50 passes in the handler. The peers (peers/catalogue.py)
-serve the ``model.onnx`` that we exported, each in an environment of its own; those that are not installed are
-named and left out. Every answer is compared with a direct computation in float64. How turns are taken:
-rounds.py.
+default configuration (a worker for each core) and once more with one worker, as ours has; for Monte Carlo, a
+loop of 50 passes in the handler. TorchServe's limit is our configuration around a handler that does nothing.
+The peers (peers/catalogue.py) serve the ``model.onnx`` that we exported, each in an environment of its own;
+those that are not installed are named and left out. Every answer is compared with a direct computation in
+float64. How turns are taken: rounds.py.
 
     python benchmarks/serving_load.py [--json PATH] [--page docs/benchmarks.md] [--seconds 2] [--rounds 5]
                                       [--connections 1 8 32] [--only NAME ...]
@@ -34,7 +35,7 @@ from rounds import Record, compete
 from served import Subject, prepare
 
 OURS = ("plain", "asgi")  # each is set against every deterministic server of others
-OTHERS = ("stock", *(peer.name for peer in PEERS))
+OTHERS = ("stock", "stock one", "limit", *(peer.name for peer in PEERS))
 BESIDE = ("nothing", "plain", "mc")  # what goes on beside the plain requests whose latency is taken
 console = Console(width=140)
 
@@ -97,17 +98,23 @@ def figures_of(
             keys[f"{own}_cpu_us_{c}"] = record.cost(name, c)
             keys |= {f"{own}_{at}_ms_{c}": record.latency(name, c, at) for at in ("p50", "p90", "p99")}
         pairs = [(ours, theirs) for ours in OURS for theirs in OTHERS]
-        pairs += [("mc", "plain"), ("mc", "stock mc"), ("asgi mc", "asgi"), ("asgi mc", "stock mc")]
+        pairs += [("mc", "plain"), ("asgi mc", "asgi")]
+        pairs += [(ours, theirs) for ours in ("mc", "asgi mc") for theirs in ("stock mc", "stock one mc")]
         for ours, theirs in pairs:
-            own = f"{ours}_over_{theirs}_{c}".replace(" ", "_").replace("stock_mc", "stock")
+            own = (
+                f"{ours}_over_{theirs}_{c}".replace(" ", "_")
+                .replace("stock_mc", "stock")
+                .replace("stock_one_mc", "stock_one")
+            )
             set_against(own, (ours, theirs), lambda o=ours, t=theirs, c=c: record.ratio(o, t, c).median)
             own = own.replace("_over_", "_cpu_saved_over_")
             set_against(own, (ours, theirs), lambda o=ours, t=theirs, c=c: record.saving(o, t, c).median)
-    set_against(
-        "mc_over_stock_least",
-        ("mc", "stock mc"),
-        lambda: min(record.ratio("mc", "stock mc", c).median for c in options.connections),
-    )
+    for theirs in ("stock mc", "stock one mc"):
+        set_against(
+            f"mc_over_{theirs.removesuffix(' mc').replace(' ', '_')}_least",
+            ("mc", theirs),
+            lambda t=theirs: min(record.ratio("mc", t, c).median for c in options.connections),
+        )
     keys |= {
         f"plain_latency_{'alone' if load == 'nothing' else f'beside_{load}'}_ms": median(
             probe.latency["p50"] for probe in found
@@ -128,7 +135,8 @@ def run(options: Options, folder: Path, subject: Subject, peers: Sequence[Peer] 
             console.print(f"[yellow]left out:[/] {reason}", highlight=False)
         if not field.contestants:
             raise SystemExit(
-                f"nobody to measure; there are plain, mc, stock, stock mc, {', '.join(OTHERS[1:])}"
+                "nobody to measure; there are plain, mc, asgi, asgi mc, stock mc, stock one mc, "
+                + ", ".join(OTHERS)
             )
         names = ", ".join(contestant.label for contestant in field.contestants)
         console.print(f"taking turns: {names}", highlight=False)

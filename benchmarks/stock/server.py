@@ -1,6 +1,7 @@
 """Stock TorchServe for comparison: two archives, its own start script, its default configuration and logging.
 
-Only addresses differ from the defaults (any free ports), and authorisation is off, as it is on our side.
+Only addresses differ from the defaults (any free ports), and authorisation is off, as it is on our side; the
+number of workers where it is asked for.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ class Stock:
 
 
 @contextlib.contextmanager
-def running(folder: Path, weights: Path) -> Iterator[Stock]:
+def running(folder: Path, weights: Path, workers: int | None = None) -> Iterator[Stock]:
     """Serve ``plain`` and ``mc`` from weights saved by ``torch.save(state_dict)``.
 
     Args:
         folder: scratch space.
         weights: of :class:`net.Net`.
+        workers: for each model; None leaves TorchServe its default, one for each core.
     """
     store = folder / "store"
     store.mkdir(parents=True)
@@ -60,6 +62,7 @@ def running(folder: Path, weights: Path) -> Iterator[Stock]:
         f"metrics_address=http://127.0.0.1:{metrics}\n"
         f"grpc_inference_port={grpc}\n"
         f"grpc_management_port={grpc_management}\n"
+        + (f"default_workers_per_model={workers}\n" if workers else "")
     )
     models = [f"{name}={name}.mar" for name in HANDLERS]
     command = [

@@ -12,6 +12,7 @@ from typing import Any
 from dropserve.serving.answering import Answering, Message
 from dropserve.serving.loaded import LOAD_FAILED, load_endpoint
 from dropserve.serving.tally import start_reporting
+from dropserve.serving.wire import read_in_pieces
 
 log = logging.getLogger("dropserve.serving")
 
@@ -43,6 +44,7 @@ class Handler:
         self._codec = loaded.codec
         self._answering = Answering(endpoint, loaded)
         start_reporting(self._answering.tally)
+        read_in_pieces()
         logging.getLogger().setLevel(logging.WARNING)  # TorchServe logs each request at INFO, to a pipe
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:

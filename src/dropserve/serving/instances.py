@@ -19,6 +19,8 @@ _WORDS: dict[type, str] = {
     str: "a string",
     type(None): "null",
 }
+_WHOLE: frozenset[type] = frozenset({int})
+_ALLOWED: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozenset({float, int})}
 
 
 def read_instances(instances: Any, signature: Signature) -> dict[str, Array]:
@@ -37,11 +39,10 @@ def read_instances(instances: Any, signature: Signature) -> dict[str, Array]:
     Raises:
         RequestError: for anything else; the message names the instance and says what was expected.
     """
-    form = describe_request(signature)
     if not isinstance(instances, list):
-        _refuse("type", f'"instances" is {describe(instances)}; expected {form}')
+        _refuse("type", f'"instances" is {describe(instances)}; expected {describe_request(signature)}')
     if not instances:
-        _refuse("empty", f'"instances" is empty; expected {form}')
+        _refuse("empty", f'"instances" is empty; expected {describe_request(signature)}')
     names = [spec.name for spec in signature.inputs]
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for row, instance in enumerate(instances):
@@ -107,7 +108,7 @@ class _Reader:
         self._name = f" of input {spec.name}" if named else ""
         kind = spec.numpy_dtype.kind
         self._kind = kind
-        self._allowed: frozenset[type] = frozenset({"b": {bool}, "f": {float, int}}.get(kind, {int}))
+        self._allowed = _ALLOWED.get(kind, _WHOLE)
         self._word = {"b": "a boolean", "f": "a number"}.get(kind, f"a whole number ({spec.dtype})")
 
     def read(self, value: Any, shape: Shape, row: int, path: tuple[int, ...], flat: list[Any]) -> None:

@@ -226,5 +226,5 @@ def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
 
 
 def _numbers(query: Query) -> int:
-    row = sum(array[:1].size for array in query.inputs.values())
-    return query.rows * row * (query.settings.samples if query.settings else 1)
+    fed = sum(array.size for array in query.inputs.values())
+    return fed * (query.settings.samples if query.settings else 1)
