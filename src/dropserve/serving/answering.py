@@ -7,11 +7,11 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dropserve.errors import RequestError
 from dropserve.serving.loaded import Loaded
-from dropserve.serving.protocol import Call, Reply, error_reply, failure_reply
+from dropserve.serving.protocol import NO_HEADERS, Call, Reply, error_reply, failure_reply
 from dropserve.serving.query import Answer
 from dropserve.serving.tally import Tally
 
@@ -19,8 +19,7 @@ WARM_HEADER = "x-dropserve-warm"
 log = logging.getLogger("dropserve.serving")
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A request as it came.
 
     Attributes:
@@ -32,7 +31,7 @@ class Message:
 
     body: bytes
     id: str
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = NO_HEADERS
     refused: RequestError | None = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from dropserve.serving.outcome import (
     sampled_until,
     take_rows,
 )
-from dropserve.serving.query import Answer, Array, Query
+from dropserve.serving.query import Answer, Array, Float, Query
 from dropserve.serving.tables import table_reader
 from dropserve.store import Stored
 
@@ -128,7 +127,7 @@ class Predictor:
             return RequestError(str(error), reason="settings")
         try:
             instances = json.loads(self.example())["instances"]
-            self._run([replace(query, inputs=self._read(instances))])
+            self._run([query._replace(inputs=self._read(instances))])
         except Exception:  # noqa: BLE001  # the model fails on its own example
             return error
         text = " ".join(str(error).split())[:300]
@@ -142,8 +141,7 @@ class Predictor:
             ends = list(itertools.accumulate(query.rows for query in queries))
             rows = [slice(end - query.rows, end) for query, end in zip(queries, ends, strict=True)]
         if queries[0].settings is None:
-            plain = self._run_plain(inputs)
-            return [_answer(query, plain, part) for query, part in zip(queries, rows, strict=True)]
+            return _plain_answers(self._run_plain(inputs), rows)
         if self._monte_carlo is None:
             raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
         prepared = self._monte_carlo.prepare(inputs)
@@ -179,18 +177,32 @@ class Predictor:
         return plain_outcome(self._plain(dict(inputs)), self.manifest)
 
 
-def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None = None) -> Answer | Exception:
-    """The rows of one request, or why they are no answer."""
-    values = {name: array[rows] for name, array in outcome.values.items()}
-    noise = {name: array[rows] for name, array in outcome.noise.items()}
+def _plain_answers(outcome: Outcome, parts: Sequence[slice]) -> list[Answer | Exception]:
+    """The rows of each request, or why they are no answer."""
+    finite = all(np.isfinite(array).all() for array in (*outcome.values.values(), *outcome.noise.values()))
+    answers: list[Answer | Exception] = []
+    for rows in parts:
+        values = {name: array[rows] for name, array in outcome.values.items()}
+        noise = {name: array[rows] for name, array in outcome.noise.items()}
+        problem = None if finite else _overflow(values, noise)
+        answers.append(problem or Answer(values, noise=noise))
+    return answers
+
+
+def _overflow(*records: Mapping[str, Float]) -> RequestError | None:
     try:
-        refuse_overflow(values)
-        refuse_overflow(noise)
+        for record in records:
+            refuse_overflow(record)
     except RequestError as error:
         return error
-    if query.settings is None:
-        return Answer(values, noise=noise)
-    return Answer(
+    return None
+
+
+def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None) -> Answer | Exception:
+    """The rows of one Monte Carlo request, or why they are no answer."""
+    values = {name: array[rows] for name, array in outcome.values.items()}
+    noise = {name: array[rows] for name, array in outcome.noise.items()}
+    return _overflow(values, noise) or Answer(
         values,
         {name: take_rows(statistics, rows) for name, statistics in outcome.statistics.items()},
         query.settings,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -33,21 +31,19 @@ from dropserve.serving.query import Answer, Array, Query
 from dropserve.serving.tables import table_reader
 
 JSON = "application/json"
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = {}  # a dict, since orjson writes no other mapping
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What goes back over HTTP."""
 
     status: int
     body: bytes
     content_type: str = JSON
-    headers: dict[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = NO_HEADERS
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A decoded request.
 
     Attributes:
@@ -82,9 +78,10 @@ class Codec:
         self._table = table_reader(manifest)
         self._form = describe_body(manifest)
         self._endpoint = manifest.name + (SUFFIX if monte_carlo else "")
+        self._usual = read_settings({}, self._limits)
         self._numbers = sum(int(np.prod(spec.sized())) for spec in manifest.signature.outputs)
 
-    def decode(self, body: bytes, headers: Mapping[str, str] = _NO_HEADERS) -> Call:
+    def decode(self, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Call:
         """Read a request, in the protocol that it speaks.
 
         Args:
@@ -185,9 +182,9 @@ class Codec:
         tolerance = read_tolerance(asked)
         if tolerance is not None:
             tolerance_unit(self._manifest)
-        query = Query(inputs, read_settings(asked, self._limits), read_coverage(asked), tolerance)
-        assert query.settings is not None  # noqa: S101  # for the type checker
-        check_size(query.settings, query.rows, self._numbers, self._limits)
+        settings = read_settings(asked, self._limits) if asked else self._usual
+        query = Query(inputs, settings, read_coverage(asked), tolerance)
+        check_size(settings, query.rows, self._numbers, self._limits)
         return query
 
     def _refuse_settings(self, name: str) -> str:

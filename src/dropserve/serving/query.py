@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ Calibrated = CalibratedClasses | CalibratedValues
 COVERAGE = 900
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """One request.
 
     Attributes:
@@ -41,8 +41,7 @@ class Query:
         return len(next(iter(self.inputs.values())))
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to one request.
 
     Attributes:
@@ -67,4 +66,4 @@ class Answer:
     coverage: int = COVERAGE
     tolerance: int | None = None
     samples: NDArray[np.int64] | None = None
-    noise: Mapping[str, Float] = field(default_factory=dict[str, Float])
+    noise: Mapping[str, Float] = MappingProxyType({})

@@ -10,10 +10,10 @@ import logging
 import socket
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
 
 from dropserve.dropout.statistics import ClassificationStatistics
 from dropserve.serving.query import Answer
@@ -35,6 +35,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     f"{ENTROPY}_count": ("endpoint", "version"),
 }
 Sums = dict[tuple[str, ...], float]
+_ENTROPY_SUM, _ENTROPY_COUNT = (f"{ENTROPY}_sum",), (f"{ENTROPY}_count",)
 _log = logging.getLogger("dropserve.metrics")
 
 
@@ -50,7 +51,7 @@ class Tally:
         self._labels = (endpoint, str(version))
         self._lock = threading.Lock()
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        self._buckets = np.zeros(len(BOUNDS) + 1, np.int64)
+        self._buckets = [0] * (len(BOUNDS) + 1)
 
     def answered(self, answer: Answer) -> None:
         """Count an answer."""
@@ -62,21 +63,20 @@ class Tally:
         if answer.settings is not None:
             taken = rows * answer.settings.samples if answer.samples is None else int(answer.samples.sum())
             counts["dropserve_samples_total",] = taken
-        found = None
+        entropies: list[float] = []
         for statistics in (answer.statistics or {}).values():
             if isinstance(statistics, ClassificationStatistics):
-                entropy = statistics.predictive_entropy
-                found = np.bincount(np.searchsorted(BOUNDS, entropy), minlength=len(BOUNDS) + 1)
-                counts[f"{ENTROPY}_sum",] = float(entropy.sum())
-                counts[f"{ENTROPY}_count",] = rows
+                entropies = statistics.predictive_entropy.tolist()
+                counts[_ENTROPY_SUM] = sum(entropies)
+                counts[_ENTROPY_COUNT] = rows
         calibrated = answer.calibrated
         if isinstance(calibrated, CalibratedClasses) and calibrated.ood.threshold is not None:
             counts["dropserve_strange_rows_total",] = int(calibrated.out_of_distribution.sum())
         with self._lock:
             for key, value in counts.items():
                 self._sums[key] += value
-            if found is not None:
-                self._buckets += found
+            for entropy in entropies:
+                self._buckets[bisect_left(BOUNDS, entropy)] += 1
 
     def worked(self, seconds: float) -> None:
         """Count time spent computing answers."""
@@ -98,9 +98,9 @@ class Tally:
         """The sums, by name and labels (``FIGURES``); counting begins anew."""
         with self._lock:
             sums, self._sums = self._sums, defaultdict(float)
-            buckets, self._buckets = self._buckets, np.zeros_like(self._buckets)
-        if buckets.any():  # cumulative, as histograms are told to Prometheus
-            for bound, count in zip([*BOUNDS, "+Inf"], np.cumsum(buckets).tolist(), strict=True):
+            buckets, self._buckets = self._buckets, [0] * len(self._buckets)
+        if any(buckets):  # cumulative, as histograms are told to Prometheus
+            for bound, count in zip([*BOUNDS, "+Inf"], accumulate(buckets), strict=True):
                 sums[f"{ENTROPY}_bucket", str(bound)] = count
         return {(name, *self._labels, *labels): value for (name, *labels), value in sums.items()}
 
