@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dropserve.errors import UsageError
 from dropserve.serving.deployment import Deployment, Endpoint
 from dropserve.serving.engine import Draft, Launch, PrivatePorts
-from dropserve.serving.runtime import LOOPBACK, free_ports, java, torchserve_home
+from dropserve.serving.runtime import LOOPBACK, cores, free_ports, java, torchserve_home
 from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, escape
 
@@ -88,7 +88,8 @@ class TorchServeEngine:
             raise UsageError(
                 f"{decided[unfit[0]]}: TorchServe would replace what stands between $$ in this path"
             )
-        lines = [f"{key}={escape(value)}" for key, value in {**properties.values, **decided}.items()]
+        settings = {**_usual(), **properties.values, **decided}
+        lines = [f"{key}={escape(value)}" for key, value in settings.items()]
         (deployment.folder / "config.properties").write_text("\n".join(lines) + "\n", "ascii")
 
     def ready_workers(self, deployment: Deployment, endpoint: Endpoint, private: httpx.Client) -> int:
@@ -99,6 +100,12 @@ class TorchServeEngine:
 
     def sweep(self, deployment: Deployment) -> None:
         """Its workers end by themselves when their socket does."""
+
+
+def _usual() -> dict[str, str]:
+    """What an operator may change: TorchServe takes a thread for each core, and workers need cores too."""
+    half = str(max(1, cores() // 2))
+    return {"number_of_netty_threads": half, "netty_client_threads": half}
 
 
 def _decided(d: Deployment) -> dict[str, str]:
