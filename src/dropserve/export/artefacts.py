@@ -17,6 +17,7 @@ from dropserve.dropout.program import MaskedProgram, masked_program
 from dropserve.errors import ExportError
 from dropserve.signature import Axis, Signature, Site, TensorSpec
 
+from .external import with_weights
 from .onnx import export_onnx, numpy_arrays, write_onnx
 from .settings import ExportSettings
 from .subject import InputKind, Subject
@@ -104,12 +105,13 @@ def build(subject: Subject, folder: Path, settings: ExportSettings, *, monte_car
     paths |= {name: folder / name for name in (MASKED, HEAD)}
     specs = (*subject.inputs, *masks)
     export_onnx(program, specs, names, arguments, paths[MASKED], **written)
-    parts = split(onnx.load(paths[MASKED]), [spec.name for spec in masks], numpy_arrays(examples))
+    whole = onnx.load(paths[MASKED], load_external_data=False)
+    parts = split(whole, [spec.name for spec in masks], numpy_arrays(examples), folder)
     notes.append(parts.reason)
-    write_onnx(parts.head, paths[HEAD], limit)
+    write_onnx(with_weights(parts.head, folder), paths[HEAD], limit)
     if parts.trunk is not None:
         paths[TRUNK] = folder / TRUNK
-        write_onnx(parts.trunk, paths[TRUNK], limit)
+        write_onnx(with_weights(parts.trunk, folder), paths[TRUNK], limit)
     if script:
         paths[MASKED_TS] = folder / MASKED_TS
         notes += export_torchscript(program, list(arguments.values()), paths[MASKED_TS])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from .settings import SINGLE_FILE
 
@@ -54,17 +54,36 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path, beside) if beside.is_file() else (path,)
 
 
+def with_weights(model: ModelProto, folder: Path) -> ModelProto:
+    """The same model, with the weights that stood in a file of that folder."""
+    load_external_data_for_model(model, str(folder))
+    return model
+
+
 @contextmanager
-def loadable(model: ModelProto) -> Generator[Path | bytes]:
-    """What onnxruntime can load a model in memory from: its bytes, or a temporary file if it is too large."""
+def loadable(model: ModelProto, folder: Path | None = None) -> Generator[Path | bytes]:
+    """What onnxruntime can load a model in memory from: its bytes, or a temporary file if it is too large.
+
+    Args:
+        model: with its weights, or with the names of files that hold them.
+        folder: where such files are.
+    """
+    if folder is not None and any(map(uses_external_data, _tensors(model.graph))):
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
+            file.write(model.SerializeToString())
+            file.flush()
+            yield Path(file.name)
+        return
     if weight_bytes(model) <= SINGLE_FILE:
         yield model.SerializeToString()
         return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        save(copy, Path(folder) / "model.onnx")
-        yield Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        save(model, path)  # which empties its tensors
+        try:
+            yield path
+        finally:
+            with_weights(model, path.parent)
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -43,7 +43,8 @@ _USE = {
 PARTS = (MODEL, TRUNK, HEAD, MASKED)
 _ANSWER = (
     "Take the softmax of each sample for a classifier, then statistics over the T samples in float64. The "
-    "mean is the answer; variances divide by T for balanced masks and by T - 1 for iid ones."
+    "mean is the answer; variances divide by T for balanced masks and by T - 1 for iid ones. Where "
+    "preprocessing says heteroscedastic, an output is a value and the log variance of its noise."
 )
 
 

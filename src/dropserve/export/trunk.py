@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -52,13 +53,16 @@ class Split:
     reason: str
 
 
-def split(model: ModelProto, masks: Collection[str], rows: Mapping[str, Array]) -> Split:
+def split(
+    model: ModelProto, masks: Collection[str], rows: Mapping[str, Array], folder: Path | None = None
+) -> Split:
     """Cut a masked graph.
 
     Args:
         model: takes inputs and masks, axis 0 of each the batch.
         masks: names of the inputs that are masks.
         rows: a few rows for each other input, for the test of behaviour.
+        folder: where the files are that hold its weights, if it has none itself; the parts then neither.
 
     Returns:
         The parts; without a trunk if nothing costly comes before the first mask, or if the graph holds
@@ -75,7 +79,7 @@ def split(model: ModelProto, masks: Collection[str], rows: Mapping[str, Array]) 
         if all(node.op_type in _CHEAP.split() for node in cut.trunk_nodes):
             return Split(None, model, "no trunk: nothing costly comes before the first mask")
         trunk = cut.trunk()
-        if not (failed := _not_rowwise(trunk, rows)):
+        if not (failed := _not_rowwise(trunk, rows, folder)):
             break
         barred |= {name.removesuffix(ROWS) for name in failed}
     total = len(model.graph.node)
@@ -222,9 +226,9 @@ def _model(
     return part
 
 
-def _not_rowwise(trunk: ModelProto, rows: Mapping[str, Array]) -> set[str]:
+def _not_rowwise(trunk: ModelProto, rows: Mapping[str, Array], folder: Path | None) -> set[str]:
     """Rule three: the outputs for which computing from tiled rows is not tiling."""
-    with loadable(trunk) as source:
+    with loadable(trunk, folder) as source:
         program = OnnxProgram(source, "disabled")
     failed: set[str] = set()
     count = len(next(iter(rows.values())))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
@@ -281,3 +281,52 @@ def test_all_kinds_of_networks(built: tuple[Subject, Artefacts], tmp_path: Path,
     lowered = lower(reference, held, tmp_path, settings)
     found = judge(reference, lowered, held, settings, "raw")
     assert [check for check in found.checks if check.verdict not in {"passed", "skipped"}] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1, 3, 7, 17, 64])
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_rounding_itself_does_not_depend_on_the_number_of_rows(kind: str, width: int) -> None:
+    """What the float32 twin cannot show: the kernels that round, on a million numbers, half of them ties."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name in ("x", "y"))
+    scale = np.float32(0.0371)
+    weights = [numpy_helper.from_array(scale, "s"), numpy_helper.from_array(np.uint8(113), "z")]
+    if kind == "fp16":
+        nodes = [helper.make_node("Cast", ["x"], ["h"], to=10), helper.make_node("Cast", ["h"], ["y"], to=1)]
+        weights = []
+    else:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    program = OnnxProgram(model.SerializeToString())
+    rng = np.random.default_rng(width)
+    rows = 1_000_000 // width
+    ties = (rng.integers(-100, 100, (rows, width)) + 0.5) * (scale if kind == "int8" else 2.0**-9)
+    values = np.where(rng.random((rows, width)) < 0.5, ties, 2 * rng.normal(size=(rows, width))).astype(
+        np.float32
+    )
+    whole = program({"x": values})["y"]
+    assert not np.array_equal(whole, values)
+    first = 0
+    while first < rows:
+        count = int(rng.integers(1, 40))
+        part = program({"x": values[first : first + count]})["y"]
+        assert part.tobytes() == whole[first : first + count].tobytes()
+        first += count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [20, 21, 23])
+def test_other_operator_sets(made: Made, tmp_path: Path, opset: int) -> None:
+    reference = build(made.subject, tmp_path, ExportSettings(opset=opset, **QUICK))
+    for precision in LOWER:
+        (tmp_path / precision).mkdir()
+        settings = ExportSettings(precision=precision, opset=opset, **QUICK)
+        lowered = lower(reference, made.held, tmp_path / precision, settings)
+        versions = {entry.domain: entry.version for entry in onnx.load(lowered.paths[HEAD]).opset_import}
+        assert versions == {"": opset}
+        found = judge(reference, lowered, made.held, settings, "classification")
+        assert {check.verdict for check in found.checks} == {"passed"}

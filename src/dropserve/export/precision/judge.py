@@ -30,6 +30,7 @@ NAMES = (PARITY, MONTE_CARLO, IDENTITY, STATISTICS, ACCURACY, ROWS, MASKS)
 SEED = 20_27
 _SAMPLES = 8
 _MOST_ROWS = 128  # of the comparisons sample by sample
+_MOST_ANSWERED = 500  # rows that get a Monte Carlo answer, which takes 50 samples
 _MOST_NUMBERS = 2**22  # of all samples of a comparison
 _REMEDY = (
     "fp16 strays far less than int8, and fp32 not at all: export with --precision {other}; or allow more "
@@ -142,7 +143,7 @@ class _Bench:
     def _statistics(self, task: Task) -> tuple[Array, Array]:
         """Mean and deviation over samples; gives the predictive means of both."""
         settings = Settings(seed=SEED)
-        rows = self._few(settings.samples, most=len(self.held.judging))
+        rows = self._few(settings.samples, most=_MOST_ANSWERED)
         pair = [
             engine_of(made).samples(dict(rows.inputs), settings) for made in (self.reference, self.lowered)
         ]

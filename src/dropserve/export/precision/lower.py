@@ -70,7 +70,9 @@ def lower(reference: Artefacts, held: Held, folder: Path, settings: ExportSettin
         before, after = (
             sum(file.stat().st_size for file in files_of(p[part])) for p in (reference.paths, paths)
         )
-        counts.append(f"{part} {before / 1024:.0f} -> {after / 1024:.0f} KiB ({count} operators)")
+        counts.append(
+            f"{part} {before / 1024:.0f} -> {after / 1024:.0f} KiB ({count} operator{'s' * (count != 1)})"
+        )
     if "masked-onnx" in settings.formats and reference.sites:
         paths[MASKED] = folder / MASKED
         trunk = onnx.load(paths[TRUNK]) if TRUNK in paths else None
