@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from stock import server
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.runtime import free_ports
 
-HERE = Path(__file__).parent
+LIMIT_FILES = Path(__file__).parent / "limits"
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def everyone(
                 entered.contestants += stack.enter_context(
                     _stock(folder / stock.names[0], subject, oracle, stock)
                 )
-        if wanted("limit"):
-            entered.contestants.append(stack.enter_context(_limit(folder / "limit", subject)))
+        for name, limit in LIMITS.items():
+            if wanted(name):
+                entered.contestants.append(stack.enter_context(limit(folder / name, subject)))
         for peer in peers:
             if not wanted(peer.name):
                 continue
@@ -232,10 +234,10 @@ def _stock(
 
 
 @contextlib.contextmanager
-def _limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
-    """What no handler can exceed under our settings: TorchServe with a worker that computes nothing."""
+def _torchserve_limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
+    """What no handler can exceed under our settings."""
     folder.mkdir()
-    constant = prepare(folder, HERE / "stock" / "constant_handler.py")
+    constant = prepare(folder, LIMIT_FILES / "constant_handler.py")
     with serving(folder, constant.version) as deployment:
         yield Contestant(
             "limit",
@@ -243,7 +245,7 @@ def _limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
             "our settings, and a worker that answers everything with the same 18 bytes",
             f"{deployment.url}/predictions/{NAME}",
             subject.bodies,
-            lambda document, _: "" if document == {"predictions": []} else f"not the constant: {document}",
+            _constant,
             lambda: {
                 part: started.processor_seconds(processes)
                 for part, processes in server_processes(folder / ".run").items()
@@ -251,6 +253,36 @@ def _limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
             },
             steady=True,
         )
+
+
+@contextlib.contextmanager
+def _uvicorn_limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
+    """What no application can exceed in one process of uvicorn, set up as our ASGI host is."""
+    folder.mkdir()
+    (port,) = free_ports(1)
+    command = [str(Path(sys.executable).parent / "uvicorn"), "constant_app:app", "--port", str(port)]
+    command += ["--app-dir", str(LIMIT_FILES), "--host", "127.0.0.1", "--lifespan", "off", "--no-access-log"]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-server-header", "--no-date-header"]
+    with started.server(command, folder) as process:
+        url = f"http://127.0.0.1:{port}/predict"
+        process.await_answer(url, {})
+        yield Contestant(
+            "uvicorn limit",
+            "uvicorn's limit",
+            "one process that answers everything with the same 18 bytes",
+            url,
+            subject.bodies,
+            _constant,
+            process.processor_seconds,
+            steady=True,
+        )
+
+
+def _constant(document: Any, _: int) -> str:
+    return "" if document == {"predictions": []} else f"not the constant: {document}"
+
+
+LIMITS = {"limit": _torchserve_limit, "uvicorn limit": _uvicorn_limit}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 One network (64-256-256-10), one row of 64 floats a request, as JSON, on loopback, load generator and server
 on the same cores. Stock TorchServe is what its examples lead to: a handler on BaseHandler, an eager model,
 default configuration (a worker for each core) and once more with one worker, as ours has; for Monte Carlo, a
-loop of 50 passes in the handler. TorchServe's limit is our configuration around a handler that does nothing.
+loop of 50 passes in the handler. TorchServe's limit is our configuration around a handler that does nothing,
+and uvicorn's an application that does nothing.
 The peers (peers/catalogue.py) serve the ``model.onnx`` that we exported, each in an environment of its own;
 those that are not installed are named and left out. Every answer is compared with a direct computation in
 float64. How turns are taken: rounds.py.
@@ -35,7 +36,7 @@ from rounds import Record, compete
 from served import Subject, prepare
 
 OURS = ("plain", "asgi")  # each is set against every deterministic server of others
-OTHERS = ("stock", "stock one", "limit", *(peer.name for peer in PEERS))
+OTHERS = ("stock", "stock one", "limit", "uvicorn limit", *(peer.name for peer in PEERS))
 BESIDE = ("nothing", "plain", "mc")  # what goes on beside the plain requests whose latency is taken
 console = Console(width=140)
 
