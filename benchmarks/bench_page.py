@@ -38,8 +38,8 @@ request, as JSON, over keep-alive connections each of which asks again as soon a
 the peers' serve the same `model.onnx` with one worker and one thread of onnxruntime; stock TorchServe serves
 the eager model as its examples do, with a worker for each core (its default) and with one. The two *limits*
 are TorchServe and uvicorn as we set them up, with nothing to compute: no handler or application can be
-faster. The load generator runs on the same cores as the server. Every answer is compared with eager PyTorch in
-float64.
+faster. The load generator runs on the same cores as the server. Every answer is compared with eager PyTorch
+in float64.
 """
 
 _METHOD = """## How it is measured
