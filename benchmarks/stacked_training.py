@@ -30,17 +30,16 @@ from torch import Tensor, nn
 
 from dropserve.dropout.calls import DropoutCall
 from dropserve.dropout.mode import DropoutMode
-from dropserve.training import stack as stacking
 from dropserve.training.fit import fit
 from dropserve.training.learner import Batches
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import Prepared, prepare
 from dropserve.training.seeding import seeded
-from dropserve.training.stack import Member, Rows, StackSettings, train_stack
-from dropserve.training.stack_group import mask_rows
-from dropserve.training.stack_losses import squared_error
-from dropserve.training.stack_masks import training_mask
-from dropserve.training.stack_module import StackedModule
+from dropserve.training.stack import Member, Rows, StackSettings, squared_error, train_stack
+from dropserve.training.stack import train as stacking
+from dropserve.training.stack.group import mask_rows
+from dropserve.training.stack.masks import training_mask
+from dropserve.training.stack.module import StackedModule
 
 SPLITS, RATES = 20, (0.005, 0.01, 0.05, 0.1)
 ROWS, FEATURES, BATCH, WIDTH = 1000, 8, 100, 50

@@ -22,8 +22,14 @@ from dropserve.training.overfit.show import markdown
 from dropserve.training.overfit.study import Cell, Plan, run, subset
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import Prepared, prepare
-from dropserve.training.stack import Member, Rows, StackSettings, train_stack
-from dropserve.training.stack_losses import cross_entropy, squared_error
+from dropserve.training.stack import (
+    Member,
+    Rows,
+    StackSettings,
+    cross_entropy,
+    squared_error,
+    train_stack,
+)
 
 
 def prepared(recipe: dict[str, Any], folder: Path) -> Prepared:

@@ -18,9 +18,16 @@ from torch.nn import functional
 from dropserve.dropout.statistics import ClassificationStatistics, classification
 from dropserve.errors import DataError, TrainingError, UsageError
 from dropserve.training.ood.images import Images, read_part
-from dropserve.training.stack import Member, Rows, Stack, StackSettings, train_stack
-from dropserve.training.stack_losses import cross_entropy
-from dropserve.training.stack_samples import mask_block, sample_outputs
+from dropserve.training.stack import (
+    Member,
+    Rows,
+    Stack,
+    StackSettings,
+    cross_entropy,
+    mask_block,
+    sample_outputs,
+    train_stack,
+)
 from dropserve.training.whole_files import read_json, write_whole
 from dropserve.uncertainty.metrics import accuracy, ece, nll
 from dropserve.uncertainty.ood import detection, scores

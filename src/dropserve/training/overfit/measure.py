@@ -13,9 +13,7 @@ from torch.nn import functional
 
 from dropserve.dropout.calls import DropoutCall
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
-from dropserve.training.stack import Rows, Stack
-from dropserve.training.stack_net import Loss
-from dropserve.training.stack_samples import sample_outputs
+from dropserve.training.stack import Loss, Rows, Stack, sample_outputs
 
 SAMPLES = 50
 _ROWS = 256  # of a pass

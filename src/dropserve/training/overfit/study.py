@@ -17,7 +17,7 @@ from dropserve.training.data import INPUT, Dataset, fit_scaling
 from dropserve.training.overfit.measure import Kind, averaged, co_adaptation, scores
 from dropserve.training.run import Prepared
 from dropserve.training.stack import Member, Rows, Stack, stacked_net, train_stack
-from dropserve.training.stack_recipe import check_stackable, part_rows, stack_losses, stack_settings
+from dropserve.training.stack.recipe import check_stackable, part_rows, stack_losses, stack_settings
 from dropserve.training.whole_files import read_json, write_whole
 
 RATES = (0.0, 0.2, 0.3, 0.4, 0.5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dropserve.errors import TrainingError, UsageError
 from dropserve.training.run import Prepared
 from dropserve.training.stack import Member, train_stack
-from dropserve.training.stack_recipe import check_stackable, part_rows, stack_losses, stack_settings
+from dropserve.training.stack.recipe import check_stackable, part_rows, stack_losses, stack_settings
 from dropserve.training.tuning.space import Space
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dropserve.model import ModelClass
 from dropserve.training.recipe import OptimiserTable
 from dropserve.training.run import Prepared
 from dropserve.training.stack import stacked_net
-from dropserve.training.stack_recipe import part_rows
+from dropserve.training.stack.recipe import part_rows
 
 _HIGHEST = 0.7
 _LEARNING = {"sgd": (1e-3, 1.0)}

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dropserve.training.stack import Rows, Stack
-from dropserve.training.stack_samples import sample_outputs
+from dropserve.training.stack import Rows, Stack, sample_outputs
 from dropserve.training.uci.density import Samples, to_tensor, variance
 from dropserve.training.uci.splits import Float, Part
 

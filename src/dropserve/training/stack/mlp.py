@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dropserve.training.stack_chain import Dropout, Linear, Step
+from dropserve.training.stack.chain import Dropout, Linear, Step
 
 Shape = tuple[int, ...]
 
@@ -20,10 +20,10 @@ Shape = tuple[int, ...]
 class StackedMLP:
     """Chains of linear layers, ReLU and dropout on rows [features].
 
-    Implements :class:`~dropserve.training.stack_net.StackedNet`.
+    Implements :class:`~dropserve.training.stack.net.StackedNet`.
 
     Args:
-        steps: what :func:`~dropserve.training.stack_chain.chain` found.
+        steps: what :func:`~dropserve.training.stack.chain.chain` found.
     """
 
     mixes_rows = False

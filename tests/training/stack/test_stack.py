@@ -19,13 +19,20 @@ from dropserve.training.recipe import OptimiserTable
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import prepare
 from dropserve.training.seeding import seeded
-from dropserve.training.stack import Member, Rows, StackSettings, stacked_net, train_stack
-from dropserve.training.stack_chain import chain
-from dropserve.training.stack_group import mask_rows
-from dropserve.training.stack_losses import cross_entropy, squared_error
-from dropserve.training.stack_masks import MaskStream, training_mask
-from dropserve.training.stack_mlp import StackedMLP
-from dropserve.training.stack_module import StackedModule
+from dropserve.training.stack import (
+    Member,
+    Rows,
+    StackSettings,
+    cross_entropy,
+    squared_error,
+    stacked_net,
+    train_stack,
+)
+from dropserve.training.stack.chain import chain
+from dropserve.training.stack.group import mask_rows
+from dropserve.training.stack.masks import MaskStream, training_mask
+from dropserve.training.stack.mlp import StackedMLP
+from dropserve.training.stack.module import StackedModule
 
 FEATURES = 5
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dropserve.training.stack_batches import Pool, Rows, StackedBatches
-from dropserve.training.stack_masks import MaskStream
-from dropserve.training.stack_net import Loss, StackedNet
-from dropserve.training.stack_optimiser import StackedOptimiser
-
-if TYPE_CHECKING:
-    from dropserve.training.stack import Member, StackSettings
+from dropserve.training.stack.batches import Pool, Rows, StackedBatches
+from dropserve.training.stack.masks import MaskStream
+from dropserve.training.stack.member import Member, StackSettings
+from dropserve.training.stack.net import Loss, StackedNet
+from dropserve.training.stack.optimiser import StackedOptimiser
 
 _ROWS = 1024  # of a pass that evaluates
 

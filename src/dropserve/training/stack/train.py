@@ -1,9 +1,4 @@
-"""Many trainings of one architecture at once, as one batched model.
-
-Small networks on small tables spend their time between operations, not in them. Members differ in seed,
-dropout rates, learning rate, weight decay and rows; each ends with the weights that it would have alone with
-the same batches and masks (tests/training/test_stack.py holds it against ``torch.optim`` and a plain loop).
-"""
+"""Train members: divide them into groups that go in step, each on threads of its own."""
 
 from __future__ import annotations
 
@@ -12,61 +7,21 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dropserve.errors import UsageError
 from dropserve.training.seeding import seeded
-from dropserve.training.stack_batches import Rows, batches_an_epoch
-from dropserve.training.stack_chain import chain
-from dropserve.training.stack_group import Group, Outcome, mask_rows
-from dropserve.training.stack_mlp import StackedMLP
-from dropserve.training.stack_module import StackedModule
-from dropserve.training.stack_net import Loss, StackedNet
-
-__all__ = ["Member", "Outcome", "Rows", "Stack", "StackSettings", "stacked_net", "train_stack"]
+from dropserve.training.stack.batches import batches_an_epoch
+from dropserve.training.stack.chain import chain
+from dropserve.training.stack.group import Group, Outcome, mask_rows
+from dropserve.training.stack.member import Member, StackSettings
+from dropserve.training.stack.mlp import StackedMLP
+from dropserve.training.stack.module import StackedModule
+from dropserve.training.stack.net import Loss, StackedNet
 
 _WIDTH_NUMBERS = 2**21
-
-
-@dataclass(frozen=True)
-class Member:
-    """One training of a stack.
-
-    Attributes:
-        train: what it learns from, as the model takes it.
-        seed: of its initial weights, the order of its batches, and its masks.
-        validation: what picks its best epoch; None keeps the weights of the last one.
-        rate: dropout rate of every site, or of each; None keeps the module's own.
-        learning_rate: of the first epoch.
-        weight_decay: as the optimiser understands it.
-    """
-
-    train: Rows
-    seed: int = 0
-    validation: Rows | None = None
-    rate: float | tuple[float, ...] | None = None
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-
-
-@dataclass(frozen=True)
-class StackSettings:
-    """What all members of a stack share; the names are those of a recipe.
-
-    Attributes:
-        dtype: of parameters and arithmetic.
-    """
-
-    epochs: int = 100
-    batch_size: int = 64
-    patience: int = 0
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    momentum: float = 0.9
-    schedule: Literal["constant", "cosine"] = "constant"
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from dropserve.errors import UsageError
 from dropserve.training.recipe_file import check_recipe
-from dropserve.training.stack_recipe import check_stackable
+from dropserve.training.stack.recipe import check_stackable
 
 
 @pytest.mark.parametrize(

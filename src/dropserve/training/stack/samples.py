@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dropserve.dropout.masks import common_block, keep_masks
-from dropserve.training.stack import Stack
+from dropserve.training.stack.train import Stack
 
 _NUMBERS = 2**23  # of the masks of a pass, laid out
 

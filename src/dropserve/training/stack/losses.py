@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from dropserve.training.stack_net import Loss
+from dropserve.training.stack.net import Loss
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class StackedModule:
     """Modules of one class and one set of arguments.
 
-    Implements :class:`~dropserve.training.stack_net.StackedNet`.
+    Implements :class:`~dropserve.training.stack.net.StackedNet`.
 
     Args:
         template: one of them; only its structure is used.

@@ -11,9 +11,10 @@ from dropserve.errors import UsageError
 from dropserve.training.data import Dataset
 from dropserve.training.learner import beta_nll, gaussian_nll
 from dropserve.training.recipe import Recipe
-from dropserve.training.stack import Rows, StackSettings
-from dropserve.training.stack_losses import smoothed_cross_entropy, squared_error
-from dropserve.training.stack_net import Loss
+from dropserve.training.stack.batches import Rows
+from dropserve.training.stack.losses import smoothed_cross_entropy, squared_error
+from dropserve.training.stack.member import StackSettings
+from dropserve.training.stack.net import Loss
 
 
 def check_stackable(recipe: Recipe) -> None:
