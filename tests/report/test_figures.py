@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 
 from dropserve.dropout.statistics import softmax
 from dropserve.report.classes import wilson
 from dropserve.report.content import Gallery, Page, Plot, Section, Table
 from dropserve.report.evidence import Evidence, HeldOut
-from dropserve.report.folds import folds
 from dropserve.report.page import compose
+from dropserve.uncertainty.folds import folds
 
 Make = Callable[..., Evidence]
 Rows = Callable[..., HeldOut]
@@ -32,6 +33,15 @@ def table(found: Section, first: str) -> dict[str, tuple[str, ...]]:
     return {row[0]: row[1:] for row in wanted.rows}
 
 
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, strategy: str) -> float:
+    """By scikit-learn's curve, each bin by the rows that its edges leave to it."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    share, mean = calibration_curve(right, confidence, n_bins=15, strategy=strategy)
+    edges = np.linspace(0, 1, 16) if strategy == "uniform" else np.quantile(confidence, np.linspace(0, 1, 16))
+    count = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=15)
+    return float(np.average(np.abs(share - mean), weights=count[count > 0]))
+
+
 def test_folds_judge_each_row_once_by_others() -> None:
     judged = []
     for others, own in folds(23):
@@ -41,7 +51,7 @@ def test_folds_judge_each_row_once_by_others() -> None:
 
 
 def test_scores_before_calibration_are_those_of_scikit_learn(make: Make, class_rows: Rows) -> None:
-    held = class_rows()
+    held = class_rows(210)  # 14 for each of the bins of equal mass, so that no row lies on an edge
     rows = table(section(compose(make(held)), "reliability"), "answers")
     plain, mean = softmax(held.plain), softmax(held.samples).mean(axis=0)
     for name, p in (("plain (dropout off)", plain), ("Monte Carlo, 50 samples, before calibration", mean)):
@@ -49,7 +59,9 @@ def test_scores_before_calibration_are_those_of_scikit_learn(make: Make, class_r
         loss = metrics.log_loss(held.target, p)
         squares = metrics.brier_score_loss(held.target, p, scale_by_half=False)
         got = rows[name]
-        assert (got[0], got[2], got[3]) == (f"{accuracy:.1%}", f"{loss:.4f}", f"{squares:.4f}")
+        assert (got[0], got[3], got[4]) == (f"{accuracy:.1%}", f"{loss:.4f}", f"{squares:.4f}")
+        for cell, strategy in ((got[1], "uniform"), (got[2], "quantile")):
+            assert float(cell) == pytest.approx(calibration_error(p, held.target, strategy), abs=6e-5)
 
 
 def test_calibration_is_judged_on_rows_it_did_not_see(make: Make, class_rows: Rows) -> None:
@@ -65,9 +77,9 @@ def test_calibration_is_judged_on_rows_it_did_not_see(make: Make, class_rows: Ro
         t = min(near, key=lambda t: metrics.log_loss(held.target[others], softmax(logs / t)))
         expected[own] = softmax(np.log(mean[own]) / t)
     got = table(section(compose(make(held)), "reliability"), "answers")
-    after = float(got["Monte Carlo, 50 samples, after calibration"][2])
+    after = float(got["Monte Carlo, 50 samples, after calibration"][3])
     assert after == pytest.approx(metrics.log_loss(held.target, expected), abs=2e-4)
-    assert after < float(got["Monte Carlo, 50 samples, before calibration"][2])
+    assert after < float(got["Monte Carlo, 50 samples, before calibration"][3])
 
 
 def test_what_declining_buys_is_counted_by_hand(make: Make, class_rows: Rows) -> None:

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    root_mean_squared_error,
+)
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from dropserve.errors import ModelSourceError, TrainingError
 from dropserve.manifest import RunManifest
@@ -19,6 +27,7 @@ from dropserve.model import build_served
 from dropserve.store import Store, Stored
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import Prepared, prepare, train
+from dropserve.uncertainty.metrics import ece
 
 FILES = {
     "weights.safetensors", "recipe.json", "source/models.py", "validation.npz", "learning_curve.csv",
@@ -93,6 +102,14 @@ def test_metrics_are_those_of_the_model_that_is_exported(
         expected = accuracy_score(table.target[rows], probabilities.argmax(1))
         assert metrics[f"{part}_accuracy"] == pytest.approx(expected)
         assert metrics[f"{part}_loss"] == pytest.approx(log_loss(table.target[rows], probabilities), rel=1e-6)
+        squares = brier_score_loss(table.target[rows], probabilities, scale_by_half=False)
+        assert metrics[f"{part}_brier"] == pytest.approx(squares)
+        error = multiclass_calibration_error(
+            torch.from_numpy(probabilities), torch.from_numpy(table.target[rows]), 3, n_bins=15
+        )
+        assert metrics[f"{part}_ece"] == pytest.approx(float(error), abs=1e-6)
+        other = ece(probabilities, table.target[rows], equal="mass")
+        assert metrics[f"{part}_ece_mass"] == pytest.approx(other, abs=1e-9)
 
 
 def test_regression_metrics_are_in_the_targets_unit(recipe: dict[str, Any], tmp_path: Path) -> None:

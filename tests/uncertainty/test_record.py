@@ -1,5 +1,6 @@
 """The record of a calibration through the manifest and back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.ood import OodThreshold
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import fit_precision
+from dropserve.uncertainty.scores import Scores, calibrated_by_others
 
 ASSUMES = Assumptions.of(
     Settings(), [Site(name="drop", kind="dropout", p=0.3, shape=(4,), scale="drop_scale")]
@@ -27,7 +29,9 @@ def classifier(rows):
     p /= p.sum(1, keepdims=True)
     sets = ConformalClassifier.fit(p, labels, method="raps", uniforms=rng.random(rows))
     ood = OodThreshold.fit(p.max(1), score="max_probability", false_alarms=10)
-    return Calibration(ASSUMES, rows, Temperature.fit(p, labels), sets, ood), p
+    before, after = (Scores.of(each, labels) for each in (p, calibrated_by_others(p, labels)))
+    found = Calibration(ASSUMES, rows, Temperature.fit(p, labels), sets, ood, before=before, after=after)
+    return found, p
 
 
 def regressor():
@@ -57,6 +61,12 @@ def test_a_classifiers_record_comes_back_exactly_and_stays_small(rows):
 def test_a_regressors_record_comes_back_exactly():
     record = regressor()
     assert Calibration.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+
+
+def test_records_from_before_scores_were_kept_are_read():
+    record = classifier(30)[0]
+    content = {k: v for k, v in record.to_json().items() if k not in {"before", "after"}}
+    assert Calibration.from_json(content) == dataclasses.replace(record, before=None, after=None)
 
 
 def test_it_stands_in_a_version_manifest():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dropserve.store import Stored
 
 app = typer.Typer()
+_LESSER = ("_brier", "_ece", "_ece_mass")  # metrics that a line of the list has no room for
 _STYLE = {"passed": "green", "failed": "bold red", "waived": "yellow", "skipped": "dim"}
 
 
@@ -174,8 +175,9 @@ def models(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
 
 
 def _row(manifest: VersionManifest) -> list[str]:
-    shown = {k.removeprefix("test_"): v for k, v in manifest.metrics.items() if k.startswith("test_")}
-    metrics = ", ".join(f"{name} {value:.3g}" for name, value in (shown or manifest.metrics).items())
+    kept = {k: v for k, v in manifest.metrics.items() if not k.endswith(_LESSER)}
+    shown = {k.removeprefix("test_"): v for k, v in kept.items() if k.startswith("test_")}
+    metrics = ", ".join(f"{name} {value:.3g}" for name, value in (shown or kept).items())
     count = len(manifest.sites)
     sites = f"{count} site{'' if count == 1 else 's'}" if count else "none"
     waived = [check.name for check in manifest.checks if check.verdict == "waived"]

@@ -9,14 +9,12 @@ import numpy as np
 from pydantic import JsonValue
 
 from dropserve.dropout.engine import MonteCarlo, Settings
-from dropserve.dropout.statistics import softmax
 from dropserve.errors import DropserveError, ExportError
 from dropserve.manifest import RunManifest
 from dropserve.report.evidence import HeldOut
 from dropserve.store import Stored
 from dropserve.uncertainty.choices import Choices
 from dropserve.uncertainty.fitting import calibrate_classifier, calibrate_regressor
-from dropserve.uncertainty.metrics import ece
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import split_head
 
@@ -182,8 +180,7 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
             false_alarms=choices.false_alarms,
             nearest=held.nearest,
         )
-        mean = softmax(flat).mean(axis=0)
-        return record, _classifier_line(record, mean, held.target)
+        return record, _classifier_line(record)
     target = held.target.reshape(held.rows, -1).astype(np.float64)
     record = calibrate_regressor(
         flat, target, settings=settings, sites=sites, variances=held.noise, method=choices.intervals
@@ -191,14 +188,15 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
     return record, _regressor_line(record)
 
 
-def _classifier_line(record: Calibration, mean: Array, labels: Array) -> str:
-    found = record.temperature
+def _classifier_line(record: Calibration) -> str:
+    found, before, after = record.temperature, record.before, record.after
     assert found is not None  # noqa: S101  # for the type checker
-    error = ece(found.probabilities(mean), labels)
-    line = (
-        f"temperature {found.value:.3f}, likelihood loss {found.nll_before:.4f} -> {found.nll_after:.4f}, "
-        f"calibration error {ece(mean, labels):.4f} -> {error:.4f}"
-    )
+    line = f"temperature {found.value:.3f}, likelihood loss {found.nll_before:.4f} -> {found.nll_after:.4f}"
+    if before is not None and after is not None:
+        line += (
+            f", calibration error {before.ece:.4f} -> {after.ece:.4f} (bins of equal mass: "
+            f"{before.ece_mass:.4f} -> {after.ece_mass:.4f})"
+        )
     return f"{line} (the {found.end} end of the range searched)" if found.end else line
 
 

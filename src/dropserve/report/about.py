@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from dropserve.columns import Column
@@ -53,10 +53,7 @@ def describe(evidence: Evidence) -> Section:
     blocks = [Table(("property", "value"), tuple(rows), numbers=2)]
     blocks += [_columns(columns) for columns in manifest.preprocessing.columns.values() if _told(columns)]
     if run.metrics:
-        measured = tuple((spaced(name), _metric(name, value)) for name, value in run.metrics.items())
-        blocks.append(
-            Table(("measured after training, dropout off", "value"), measured, caption="Loss is in nats.")
-        )
+        blocks.append(_measured(run.metrics))
     if manifest.sites:
         sites = tuple((s.name, s.kind, percent(s.p, 0), f"{s.units:,}", s.where) for s in manifest.sites)
         blocks.append(Table(("dropout site", "kind", "dropped", "units", "place"), sites, numbers=5))
@@ -107,6 +104,14 @@ def _quality(run: RunManifest) -> str:
         r2 = f", and explains {percent(m[f'{part}_r2'])} of the variance" if f"{part}_r2" in m else ""
         return f"{on}{aside} it is off by {number(m[f'{part}_rmse'])} (root mean square){r2}."
     return f"{on}{aside} it was measured as the table says."
+
+
+def _measured(metrics: Mapping[str, float]) -> Table:
+    rows = tuple((spaced(name), _metric(name, value)) for name, value in metrics.items())
+    caption = "Loss is in nats."
+    if any(name.endswith("_ece") for name in metrics):
+        caption += " ece: expected calibration error, over bins of equal width, and (mass) of equal mass."
+    return Table(("measured after training, dropout off", "value"), rows, caption=caption)
 
 
 def _metric(name: str, value: float) -> str:

@@ -9,13 +9,14 @@ import numpy as np
 from dropserve.dropout.masks import common_block, site_rates
 from dropserve.dropout.statistics import classification, entropy, regression, softmax
 from dropserve.errors import UsageError
-from dropserve.uncertainty.calibration import Temperature, VarianceScaling
+from dropserve.uncertainty.calibration import VarianceScaling
 from dropserve.uncertainty.checks import Bool, Float, Whole, as_float, as_labels, as_probabilities
+from dropserve.uncertainty.folds import LEAST, folds
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, noise_of, spread
+from dropserve.uncertainty.scores import calibrated_by_others
 
 from .evidence import Evidence, HeldOut
-from .folds import LEAST, folds
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,7 @@ def class_answers(evidence: Evidence, held: HeldOut) -> ClassAnswers:
     found = classification(softmax(samples), scheme=held.settings.scheme, block=_block(evidence, held))
     calibrated = None
     if evidence.manifest.calibration is not None:
-        calibrated = np.empty_like(found.mean)
-        for others, judged in folds(held.rows):
-            chosen = Temperature.fit(found.mean[others], labels[others])
-            calibrated[judged] = chosen.probabilities(found.mean[judged])
+        calibrated = calibrated_by_others(found.mean, labels)
     as_probabilities(found.mean, labels)
     return ClassAnswers(
         labels,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from dropserve.uncertainty.checks import Bool, Float, Whole
-from dropserve.uncertainty.metrics import accuracy, brier, ece, nll, reliability
+from dropserve.uncertainty.metrics import reliability
 from dropserve.uncertainty.ranking import auroc, risk_coverage
+from dropserve.uncertainty.scores import BINS, Scores
 
 from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .svg import Axis, Bars, Line, Points, draw
 from .words import count, percent
-
-BINS = 15
 
 
 def reliability_section(a: ClassAnswers, why_not: str) -> Section:
@@ -23,19 +22,20 @@ def reliability_section(a: ClassAnswers, why_not: str) -> Section:
         rows.append((f"{a.name}, before calibration", a.mean))
     if a.calibrated is not None:
         rows.append((f"{a.name}, after calibration", a.calibrated))
+    scores = [(name, Scores.of(probabilities, a.labels)) for name, probabilities in rows]
     table = Table(
-        ("answers", "accuracy", "ECE", "NLL", "Brier"),
-        tuple((name, percent(accuracy(p, a.labels)), f"{ece(p, a.labels, bins=BINS):.4f}",
-               f"{nll(p, a.labels):.4f}", f"{brier(p, a.labels):.4f}") for name, p in rows),
-        caption="ECE: expected calibration error, the mean gap between stated confidence and accuracy (15 "
-        "bins of "
-        "equal width). NLL: negative log-likelihood in nats. Brier: squared error of the probabilities, 0 "
-        "to 2. "
-        "Lower is better for all three.",
-    )  # fmt: skip
-    judged = a.mean if a.calibrated is None else a.calibrated
-    error, sure = ece(judged, a.labels, bins=BINS), float(judged.max(axis=1).mean())
-    right = accuracy(judged, a.labels)
+        ("answers", "accuracy", "ECE", "ECE, equal mass", "NLL", "Brier"),
+        tuple(
+            (name, percent(s.accuracy), *(f"{v:.4f}" for v in (s.ece, s.ece_mass, s.nll, s.brier)))
+            for name, s in scores
+        ),
+        caption=f"ECE: expected calibration error, the mean gap between stated confidence and accuracy, over "
+        f"{BINS} bins of equal width, and over {BINS} bins of about as many rows each. NLL: negative "
+        "log-likelihood in nats. Brier: squared error of the probabilities, 0 to 2. Lower is better for all "
+        "four.",
+    )
+    judged, found = (a.mean if a.calibrated is None else a.calibrated), scores[-1][1]
+    error, sure, right = found.ece, float(judged.max(axis=1).mean()), found.accuracy
     lean = "a little less sure than it may be" if sure < right else "a little more sure than it should be"
     words = [
         (
@@ -47,10 +47,9 @@ def reliability_section(a: ClassAnswers, why_not: str) -> Section:
         ),
     ]
     if a.calibrated is not None:
-        before = ece(a.mean, a.labels, bins=BINS)
         words.append(
-            f"Before calibration they differed by {percent(before)}. The figures after calibration are "
-            "cross-validated: each row is judged by a calibration that did not see it."
+            f"Before calibration they differed by {percent(scores[-2][1].ece)}. The figures after "
+            "calibration are cross-validated: each row is judged by a calibration that did not see it."
         )
     else:
         words.append(f"The answers are {why_not}.")

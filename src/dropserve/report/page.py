@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dropserve.errors import DropserveError, MissingExtraError
 from dropserve.uncertainty.metrics import ece
+from dropserve.uncertainty.scores import BINS
 
 from . import about, classes, examples, learning, precision, proof, sets, values
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
@@ -166,7 +167,7 @@ def _sites(evidence: Evidence) -> Fact:
 
 def _calibration_error(a: ClassAnswers) -> Fact:
     judged = a.mean if a.calibrated is None else a.calibrated
-    error = ece(judged, a.labels, bins=classes.BINS)
+    error = ece(judged, a.labels, bins=BINS)
     state = "after calibration" if a.calibrated is not None else "uncalibrated"
     return Fact(
         percent(error), f"gap between confidence and accuracy, {state}, {count(len(a.labels), 'row')}"

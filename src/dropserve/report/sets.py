@@ -8,12 +8,12 @@ import numpy as np
 
 from dropserve.uncertainty.checks import Bool, Float
 from dropserve.uncertainty.conformal import ConformalClassifier, row_uniforms
+from dropserve.uncertainty.folds import Rows, folds
 from dropserve.uncertainty.quantiles import coverage_theory
 
 from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .evidence import HeldOut
-from .folds import Rows, folds
 from .svg import Axis, Bars, Line, Points, draw
 from .words import percent
 

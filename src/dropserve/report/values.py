@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from dropserve.uncertainty.checks import Float
+from dropserve.uncertainty.folds import folds
 from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.metrics import rmse
 from dropserve.uncertainty.ranking import risk_coverage
 
 from .answers import ValueAnswers
 from .content import Plot, Section, Table
-from .folds import folds
 from .svg import Axis, Bars, Line, Points, draw
 from .words import count, number, percent
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dropserve.model import ServedModel
 from dropserve.training.table import FloatArray, Table
+from dropserve.uncertainty.scores import Scores
 
 _ROWS = 1024  # a pass
 
@@ -29,8 +30,10 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
         part: prefix of the metrics' names, ``validation`` or ``test``.
 
     Returns:
-        classification: ``accuracy`` and ``loss`` (cross entropy in nats); regression: ``rmse`` and ``mae`` in
-        the target's unit, and ``r2``; with a heteroscedastic head ``loss`` too (Gaussian, nats per unit).
+        classification: ``accuracy``, ``loss`` (cross entropy in nats), ``brier`` (0 to 2), and ``ece`` and
+        ``ece_mass`` (calibration error, 15 bins of equal width or of equal mass); regression: ``rmse`` and
+        ``mae`` in the target's unit, and ``r2``; with a heteroscedastic head ``loss`` too (Gaussian, nats per
+        unit).
     """
     from sklearn import metrics  # noqa: PLC0415  # a second to import
 
@@ -38,9 +41,14 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
     if table.labels:
         shifted = output - output.max(axis=1, keepdims=True)
         log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        scores = Scores.of(np.exp(log_probability), target)
         found = {
-            "accuracy": metrics.accuracy_score(target, output.argmax(axis=1)),
+            "accuracy": scores.accuracy,
+            # of the logits: a probability too small for a float has a finite loss
             "loss": -log_probability[np.arange(len(target)), target].mean(),
+            "brier": scores.brier,
+            "ece": scores.ece,
+            "ece_mass": scores.ece_mass,
         }
     else:
         found = {

@@ -14,11 +14,13 @@ from dropserve.signature import Site
 from dropserve.uncertainty.calibration import Assumptions, Temperature, VarianceScaling
 from dropserve.uncertainty.checks import as_float
 from dropserve.uncertainty.conformal import ConformalClassifier, Method, row_uniforms
+from dropserve.uncertainty.folds import LEAST
 from dropserve.uncertainty.intervals import ConformalRegressor, IntervalMethod
 from dropserve.uncertainty.ood import OodThreshold
 from dropserve.uncertainty.ood import score as ood_score
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, fit_precision, noise_of, spread
+from dropserve.uncertainty.scores import Scores, calibrated_by_others
 
 
 def calibrate_classifier(  # noqa: PLR0913  # one for each choice
@@ -57,6 +59,9 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     block = common_block(site_rates(sites, settings.rate))
     statistics = classification(softmax(values), scheme=settings.scheme, block=block)
     uniforms = None if method == "lac" else row_uniforms(inputs, settings.seed)
+    after = None
+    if values.shape[1] >= LEAST:
+        after = Scores.of(calibrated_by_others(statistics.mean, labels), labels)
     return Calibration(
         assumes=Assumptions.of(settings, sites),
         rows=values.shape[1],
@@ -65,6 +70,8 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         ood=OodThreshold.fit(
             ood_score(score, statistics, values, nearest), score=score, false_alarms=false_alarms
         ),
+        before=Scores.of(statistics.mean, labels),
+        after=after,
     )
 
 

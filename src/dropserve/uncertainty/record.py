@@ -17,6 +17,7 @@ from dropserve.uncertainty.conformal import ConformalClassifier
 from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.ood import OodThreshold
 from dropserve.uncertainty.regression import Precision
+from dropserve.uncertainty.scores import Scores
 
 FORMAT = 1
 T = TypeVar("T")
@@ -30,6 +31,9 @@ class Calibration:
         assumes: how the samples were made.
         rows: validation rows that all of it rests on.
         temperature: classification.
+        before: classification: how good the probabilities were on these rows, uncalibrated.
+        after: classification: the same calibrated, each row by a temperature from other rows; None of too
+            few rows. Versions that were exported before these were kept have neither.
         sets: classification.
         ood: classification.
         precision: regression: the noise of each target; empty for a heteroscedastic head.
@@ -47,6 +51,8 @@ class Calibration:
     scaling: VarianceScaling | None = None
     intervals: ConformalRegressor | None = None
     band: int | None = None
+    before: Scores | None = None
+    after: Scores | None = None
     format: Literal[1] = FORMAT
 
     def to_json(self) -> dict[str, JsonValue]:

@@ -1,0 +1,66 @@
+"""Every measure of class probabilities, before and after calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dropserve.uncertainty.calibration import Temperature
+from dropserve.uncertainty.checks import Float, as_probabilities
+from dropserve.uncertainty.folds import folds
+from dropserve.uncertainty.metrics import accuracy, brier, ece, nll
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good probabilities are on some rows.
+
+    Attributes:
+        accuracy: share of the rows whose most probable class is right.
+        nll: mean negative log-likelihood, in nats.
+        brier: Brier score, 0 to 2.
+        ece: expected calibration error over 15 bins of equal width.
+        ece_mass: the same over 15 bins of about as many rows each.
+    """
+
+    accuracy: float
+    nll: float
+    brier: float
+    ece: float
+    ece_mass: float
+
+    @classmethod
+    def of(cls, probabilities: ArrayLike, labels: ArrayLike) -> Scores:
+        """Measure probabilities [B, C] of rows whose classes are labels [B].
+
+        Raises:
+            UsageError: for arrays that do not fit.
+        """
+        return cls(
+            accuracy(probabilities, labels),
+            nll(probabilities, labels),
+            brier(probabilities, labels),
+            ece(probabilities, labels, bins=BINS),
+            ece(probabilities, labels, bins=BINS, equal="mass"),
+        )
+
+
+def calibrated_by_others(probabilities: ArrayLike, labels: ArrayLike) -> Float:
+    """Probabilities [B, C], each row's at a temperature that was chosen on other rows.
+
+    Args:
+        probabilities: means over samples [B, C].
+        labels: [B].
+
+    Raises:
+        UsageError: for arrays that do not fit.
+    """
+    mean, truth = as_probabilities(probabilities, labels)
+    calibrated = np.empty_like(mean)
+    for others, judged in folds(len(mean)):
+        calibrated[judged] = Temperature.fit(mean[others], truth[others]).probabilities(mean[judged])
+    return calibrated
