@@ -2,7 +2,7 @@
 
 python benchmarks/bisection.py [--json PATH] [--only WORD]
 
-Each plant of tests/zoo/planted.py changes one file after its export (or what loads it). Parity is then run
+Each plant of tests/zoo/planted changes one file after its export (or what loads it). Parity is then run
 as an export runs it. A plant counts as named if the check that must fail does, and its finding gives the
 first tensor that the plant reaches and the module to which it belongs. Sound files are bisected too, as if
 they had failed: whatever is named there is false.

@@ -75,7 +75,7 @@ def test_the_place_is_named(plant: planted.Plant, exported: Any, tmp_path: Path)
     found = report.figures[plant.check]["bisection"]
     assert found["node" if plant.file.endswith(".ts") else "tensor"] == plant.first(sound)
     assert plant.place in [part.partition(" at ")[0] for part in record.where.split(", ")], record.where
-    assert "planted.py:" in record.where, "the user's line"
+    assert "models.py:" in record.where, "the user's line"
     assert EXPLAINED.get(plant.what, "") in record.evidence
     assert found["gap"]["expected"] != found["gap"]["got"]
 
