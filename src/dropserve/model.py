@@ -225,6 +225,24 @@ def _target(preprocessing: Preprocessing) -> Scaling:
     return Scaling(mean=(mean, 2 * math.log(scale)), scale=(scale, 1.0))
 
 
+def require_python(model: nn.Module) -> None:
+    """Refuse a model that is TorchScript already, wholly or in part: no exporter sees what that computes.
+
+    Raises:
+        ModelSourceError: naming the parts.
+    """
+    parts = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    outermost = [name for name in parts if not any(name.startswith(f"{other}.") for other in parts)]
+    if not parts:
+        return
+    named = ", ".join(outermost[:5]) if "" not in parts else "the whole model"
+    raise ModelSourceError(
+        f"{type(model).__name__}: {named} is TorchScript, made by torch.jit.script or torch.jit.trace; "
+        "expected modules of Python, as neither masks nor exporters can follow TorchScript. Build that part "
+        "from its class; its weights fit as they are, since their names stay the same."
+    )
+
+
 def build_served(run: Stored[RunManifest]) -> ServedModel:
     """Build the model of a run again, in eval mode, with its trained weights.
 

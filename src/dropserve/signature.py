@@ -7,6 +7,7 @@ or an :class:`Axis` with a name and a greatest length.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -103,6 +104,40 @@ def parse_input(text: str, *, name: str = "input") -> TensorSpec:
                 "16, or 1,28,28, or L<=64,16 for a variable length; add :int64 for another dtype."
             )
     return TensorSpec(name=name, dtype=dtype, shape=tuple(axes))  # type: ignore[arg-type]  # checked above
+
+
+def output_spec(name: str, dtype: str, shape: Shape) -> TensorSpec:
+    """What a model returns, if clients can be sent it.
+
+    Args:
+        name: of the output.
+        dtype: as torch or numpy call it, such as ``float32`` or ``torch.float32``.
+        shape: per row.
+
+    Raises:
+        UsageError: for a dtype that the protocols do not have, such as bfloat16.
+    """
+    dtype = dtype.removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise UsageError(
+            f"output {name!r} is {dtype}; expected one of {', '.join(_DTYPES)}, as clients cannot be sent "
+            "others. Convert it at the end of forward, as in `return x.float()`."
+        )
+    return TensorSpec(name=name, dtype=dtype, shape=shape)  # type: ignore[arg-type]  # checked above
+
+
+def require_apart(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Refuse an output that is called like an input: they are tensors of one graph.
+
+    Raises:
+        UsageError: naming them.
+    """
+    both = sorted({spec.name for spec in inputs} & {spec.name for spec in outputs})
+    if both:
+        raise UsageError(
+            f"an input and an output are both called {', '.join(both)}; expected different names, as they "
+            "are tensors of one graph. Give the output another key in what forward returns."
+        )
 
 
 SiteKind = Literal["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]

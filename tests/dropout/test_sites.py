@@ -43,7 +43,7 @@ def test_every_site_of_the_six_networks_is_found(network):
     found = find_sites(network.module, network.inputs)
     assert len(found) == network.sites
     assert len({site.name for site in found}) == len(found)
-    assert all(site.where.startswith("conftest.py:") for site in found)
+    assert all(site.where.startswith("heart_networks.py:") for site in found)
 
 
 KINDS = [

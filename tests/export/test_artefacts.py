@@ -11,9 +11,10 @@ from torch import nn
 
 from dropserve.dropout.engine import MonteCarlo, Settings
 from dropserve.dropout.masks import draw
-from dropserve.errors import ExportError
+from dropserve.errors import ExportError, ModelSourceError, UsageError
 from dropserve.export.artefacts import Artefacts, build, output_specs
 from dropserve.export.onnx import OnnxProgram
+from dropserve.export.parity import parity
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
 from dropserve.signature import Axis, TensorSpec, parse_input
@@ -93,6 +94,14 @@ def test_an_output_without_the_batch_on_axis_0_is_refused(call: Any) -> None:
         output_specs(subject)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])
+def test_an_output_that_clients_cannot_be_sent_is_refused(dtype: torch.dtype) -> None:
+    subject = Subject("net", Calls(lambda n, x: {"a": n(x), "b": n(x).to(dtype)}), (parse_input("4"),))
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UsageError, match=rf"output 'b' is {name}; expected one of bool, .*return x\.float"):
+        output_specs(subject)
+
+
 def test_without_dropout_there_are_no_masked_graphs(tmp_path: Path) -> None:
     subject = Subject("net", Calls(lambda n, x: n(x)).eval(), (parse_input("4"),))
     artefacts = build(subject, tmp_path, ExportSettings())
@@ -137,3 +146,60 @@ def test_real_rows_shorter_than_the_greatest_length_do_not_shorten_the_graph(tmp
     x = torch.randn(2, 6, 4)
     got = OnnxProgram(artefacts.paths["model.onnx"])({"input": x.numpy()})["output"]
     np.testing.assert_allclose(got, net(x).detach().numpy(), atol=1e-5)
+
+
+class Called(nn.Module):
+    """Inputs and outputs that are called like what torch does to them, each before or after it is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 5), nn.Dropout(0.3), nn.Linear(5, 3)
+
+    def forward(self, relu: torch.Tensor, pad: torch.Tensor) -> dict[str, torch.Tensor]:
+        wide = nn.functional.pad(relu, (1, 1)) * pad
+        hidden = self.drop(torch.relu(self.first(wide)))
+        return {"linear": torch.tanh(self.last(hidden)), "add": hidden.sum(1, keepdim=True) + pad}
+
+
+def test_names_of_operators_are_names_of_inputs_and_outputs_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    specs = (parse_input("4", name="relu"), parse_input("6", name="pad"))
+    subject = Subject("net", Called().eval(), specs)
+    artefacts = build(subject, tmp_path, ExportSettings())
+    assert {"trunk.onnx", "head.onnx"} < set(artefacts.paths)
+    assert [str(spec) for spec in artefacts.signature.outputs] == ["linear: float32[3]", "add: float32[6]"]
+    assert {check.verdict for check in parity(subject, artefacts, ExportSettings()).checks} == {"passed"}
+    masks = draw(artefacts.sites, 4, seed=1)
+    batch = {name: tensor.numpy() for name, tensor in subject.batch(4).items()}
+    got = OnnxProgram(artefacts.paths["masked.onnx"])(batch | masks)
+    x, pad = subject.batch(4).values()
+    with torch.no_grad():
+        first = subject.module.get_submodule("first")(nn.functional.pad(x, (1, 1)) * pad).relu()
+        hidden = first * torch.from_numpy(masks["mask_0"].copy())
+        wanted = {
+            "linear": subject.module.get_submodule("last")(hidden).tanh(),
+            "add": hidden.sum(1, keepdim=True) + pad,
+        }
+    for name, tensor in wanted.items():
+        np.testing.assert_allclose(got[name], tensor.numpy(), atol=1e-6)
+
+
+def test_one_name_for_an_input_and_an_output_is_refused(tmp_path: Path) -> None:
+    subject = Subject("net", Calls(lambda n, x: {"input": n(x), "b": x}).eval(), (parse_input("4"),))
+    with pytest.raises(UsageError, match=r"an input and an output are both called input; .*another key"):
+        build(subject, tmp_path, ExportSettings())
+
+
+def test_a_dtype_that_onnxruntime_does_not_compute_in_is_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)).bfloat16().eval()
+    subject = Subject("net", Calls(lambda _, x: module(x.bfloat16()).float()).eval(), (parse_input("4"),))
+    artefacts = build(subject, tmp_path, ExportSettings(formats=("onnx",)), monte_carlo=False)
+    with pytest.raises(ExportError, match=r"onnxruntime cannot load model\.onnx on a CPU:.*in float32"):
+        OnnxProgram(artefacts.paths["model.onnx"])
+
+
+@pytest.mark.parametrize("how", [torch.jit.script, lambda part: torch.jit.trace(part, torch.ones(2, 4))])
+def test_a_part_that_is_torchscript_already_is_refused(tmp_path: Path, how: Any) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), how(nn.Sequential(nn.Linear(4, 4), nn.ReLU())))
+    with pytest.raises(ModelSourceError, match=r"^Sequential: 1 is TorchScript.*Build that part from its cl"):
+        build(Subject("net", module.eval(), (parse_input("4"),)), tmp_path, ExportSettings())

@@ -36,6 +36,15 @@ class Flat(Net):
     def forward(self, x):
         return super().forward(x)[:, 0]
 
+class Scripted(Net):
+    def __init__(self):
+        super().__init__()
+        self.b = torch.jit.script(self.b)
+
+class Brief(Net):
+    def forward(self, x):
+        return super().forward(x).bfloat16()
+
 class Words(nn.Module):
     def __init__(self):
         super().__init__()
@@ -43,7 +52,11 @@ class Words(nn.Module):
 
     def forward(self, tokens, scale):
         hidden = self.embed(tokens) * scale[:, None, None]
-        return {"tokens": hidden, "mean": hidden.mean(1)}
+        return {"hidden": hidden, "mean": hidden.mean(1)}
+
+class Echo(Net):
+    def forward(self, x):
+        return {"input": super().forward(x), "mean": x}
 
 class Summed(nn.Module):
     def __init__(self):
@@ -182,7 +195,7 @@ def test_several_inputs_and_a_variable_length(tmp_path: Path, net: str) -> None:
     signature = done.run.manifest.signature
     assert [spec.name for spec in signature.inputs] == ["tokens", "scale"]
     assert {spec.name: spec.shape for spec in signature.outputs} == {
-        "tokens": (Axis(name="L", maximum=7), 4),
+        "hidden": (Axis(name="L", maximum=7), 4),
         "mean": (4,),
     }
     (row,) = json.loads(done.run.path("example.json").read_text())["instances"]
@@ -232,6 +245,22 @@ def test_an_output_without_a_batch_is_refused(tmp_path: Path, net: str) -> None:
     weights = {"a.weight": torch.ones(3, 6), "a.bias": torch.ones(3)}
     with pytest.raises(ModelSourceError, match=r"output 'output' has shape \[\] for a batch of 3 rows"):
         bring(tmp_path, f"{net}:Summed", weights)
+
+
+def test_an_output_that_clients_cannot_be_sent_is_refused(tmp_path: Path, net: str) -> None:
+    with pytest.raises(UsageError, match=r"output 'output' is bfloat16; expected one of .*float32"):
+        bring(tmp_path, f"{net}:Brief")
+    assert not (tmp_path / "store" / "net").exists()
+
+
+def test_a_part_that_is_torchscript_is_refused(tmp_path: Path, net: str) -> None:
+    with pytest.raises(ModelSourceError, match=r"Scripted: b is TorchScript, made by torch\.jit\.script"):
+        bring(tmp_path, f"{net}:Scripted")
+
+
+def test_one_name_for_an_input_and_an_output_is_refused(tmp_path: Path, net: str) -> None:
+    with pytest.raises(UsageError, match="an input and an output are both called input"):
+        bring(tmp_path, f"{net}:Echo")
 
 
 def test_the_name_comes_from_the_class() -> None:

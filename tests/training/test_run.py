@@ -209,6 +209,12 @@ def net(tmp_path: Path, forward: str) -> dict[str, Any]:
         ),
         ("x[:, :3]", TrainingError, "Net has no parameter that learns"),
         ("(self.a(x), x)", TrainingError, r"Net returns a tuple; expected one tensor of logits, \[rows, 3\]"),
+        (
+            "self.a(x)[:, :3].bfloat16()",
+            TrainingError,
+            r"Net answers in bfloat16; expected float32.*x\.float\(\)",
+        ),
+        ("self.a(x)[:, :3] > 0", TrainingError, "Net answers in bool; expected float32"),
         ("self.a(x)[:, :3] / 0", TrainingError, "answers NaN or infinity before any training"),
     ],
 )
@@ -217,6 +223,14 @@ def test_a_model_that_does_not_fit_its_data_says_what_would(
 ) -> None:
     recipe["model"] = net(tmp_path, forward)
     with pytest.raises(error, match=expected):
+        prepared(recipe, tmp_path)
+
+
+def test_a_model_that_is_torchscript_in_part_is_not_trained(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["model"] = net(tmp_path, "self.a(x)[:, :3]")
+    source = (tmp_path / "net.py").read_text()
+    (tmp_path / "net.py").write_text(source.replace("nn.Linear(4, 5)", "torch.jit.script(nn.Linear(4, 5))"))
+    with pytest.raises(ModelSourceError, match=r"Net: a is TorchScript"):
         prepared(recipe, tmp_path)
 
 

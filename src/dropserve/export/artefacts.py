@@ -15,7 +15,8 @@ from dropserve.dropout.mode import no_fused_attention
 from dropserve.dropout.outputs import flatten_outputs
 from dropserve.dropout.program import MaskedProgram, masked_program
 from dropserve.errors import ExportError
-from dropserve.signature import Axis, Signature, Site, TensorSpec
+from dropserve.model import ServedModel, require_python
+from dropserve.signature import Axis, Signature, Site, TensorSpec, output_spec, require_apart
 
 from .external import with_weights
 from .onnx import export_onnx, numpy_arrays, write_onnx
@@ -79,10 +80,15 @@ def build(subject: Subject, folder: Path, settings: ExportSettings, *, monte_car
     Raises:
         ExportError: if an exporter refuses, or an output has no batch on axis 0.
         DropoutError: if a dropout cannot be masked, or the batch axis cannot be told.
+        ModelSourceError: if a part of the model is TorchScript.
+        UsageError: if an output has a dtype that clients cannot be sent, or the name of an input.
     """
+    own = subject.module.model if isinstance(subject.module, ServedModel) else subject.module
+    require_python(own)
     examples = example_batch(subject)
     signature = Signature(inputs=subject.inputs, outputs=output_specs(subject))
     names = [spec.name for spec in signature.outputs]
+    require_apart(subject.inputs, signature.outputs)
     paths, notes = {MODEL: folder / MODEL}, list[str]()
     model = NamedOutputs(subject.module).eval()
     limit = settings.single_file_bytes
@@ -133,6 +139,7 @@ def output_specs(subject: Subject) -> tuple[TensorSpec, ...]:
 
     Raises:
         ExportError: if the batch is not axis 0 of an output.
+        UsageError: if an output has a dtype that clients cannot be sent.
     """
     few, more = _run(subject, 2), _run(subject, 3)
     shorter = {axis: _run(subject, 2, {axis: size - 1}) for axis, size in subject.axes.items() if size > 1}
@@ -148,7 +155,7 @@ def output_specs(subject: Subject) -> tuple[TensorSpec, ...]:
             _axis(subject, name, position, {axis: run[name] for axis, run in shorter.items()}, size)
             for position, size in enumerate(tensor.shape[1:], 1)
         )
-        specs.append(TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=axes))  # type: ignore[arg-type]  # validated
+        specs.append(output_spec(name, str(tensor.dtype), axes))
     return tuple(specs)
 
 

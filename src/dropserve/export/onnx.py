@@ -47,6 +47,9 @@ class OnnxProgram:
         level: how far onnxruntime optimises it.
         threads: of one operator.
         optimised: where to write the graph that the session really runs.
+
+    Raises:
+        ExportError: if onnxruntime refuses the graph.
     """
 
     def __init__(
@@ -60,7 +63,14 @@ class OnnxProgram:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         content = str(source) if isinstance(source, Path) else source
-        self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            name = source.name if isinstance(source, Path) else "a graph"
+            raise ExportError(
+                f"onnxruntime cannot load {name} on a CPU: {cause(error)}. It lacks an operator, or one in "
+                "this dtype (hardly any takes bfloat16): compute in float32, or in other operators."
+            ) from error
         self.inputs = tuple(node.name for node in self.session.get_inputs())
         self.outputs = tuple(node.name for node in self.session.get_outputs())
 
@@ -141,7 +151,23 @@ def translated(
             ) from error
     if exported is None:
         raise ExportError("the ONNX exporter gave no graph")
+    _apart(exported)
     return exported
+
+
+def _apart(exported: torch.onnx.ONNXProgram) -> None:
+    """Rename tensors inside a graph that are called like an input or output of it.
+
+    The exporter calls them after torch's operators and the ends as it is told to, so an input ``pad`` of a
+    model that pads would be two tensors of one name.
+    """
+    graph = exported.model.graph
+    ends = {*graph.inputs, *graph.outputs}
+    taken = {value.name for value in ends}
+    made = (value for node in graph.all_nodes() for value in node.outputs)
+    for value in (*made, *list(graph.initializers.values())):
+        if value.name in taken and value not in ends:
+            value.name = f"{value.name}.inside"
 
 
 def write_onnx(model: onnx.ModelProto, path: Path, limit: int = SINGLE_FILE) -> None:

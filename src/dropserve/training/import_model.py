@@ -15,8 +15,8 @@ from dropserve.dropout.examples import example_rows, shortened, variable_axes
 from dropserve.dropout.outputs import flatten_outputs
 from dropserve.errors import DropoutError, ModelSourceError, RecipeError, UsageError
 from dropserve.manifest import Preprocessing, RunManifest, Task
-from dropserve.model import ServedModel, load_class, name_inputs
-from dropserve.signature import Axis, Signature, TensorSpec
+from dropserve.model import ServedModel, load_class, name_inputs, require_python
+from dropserve.signature import Axis, Signature, TensorSpec, output_spec, require_apart
 from dropserve.store import Store, Stored, check_name
 from dropserve.training.arguments import argument_problems
 from dropserve.training.preprocessing_file import read_preprocessing
@@ -87,9 +87,11 @@ def import_model(  # noqa: PLR0913  # one for each option of the command
     before = Preprocessing() if preprocessing is None else read_preprocessing(preprocessing, specs)
     with seeded(0), torch.inference_mode():
         model = source.build(given).eval()
+        require_python(model)
         prefix = load_weights(model, weights)
         served = ServedModel(model, before, {spec.name: spec.sized() for spec in specs}).eval()
         outputs = _outputs(model if preprocessing is None else served, specs)
+    require_apart(specs, outputs)
     signature = Signature(inputs=specs, outputs=outputs)
     names = _labels(task, labels, outputs)
     with store.staging(name, RunManifest) as staging:
@@ -132,14 +134,7 @@ def _outputs(model: nn.Module, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSp
             for place, (size, less) in enumerate(zip(tensor.shape[1:], short[name].shape[1:], strict=True)):
                 if (size, less) == (axis.maximum, axis.maximum - 1):
                     shapes[name][place] = axis
-    return tuple(
-        TensorSpec.model_validate({"name": name, "dtype": _dtype(tensor), "shape": tuple(shapes[name])})
-        for name, tensor in whole.items()
-    )
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return tuple(output_spec(name, str(tensor.dtype), tuple(shapes[name])) for name, tensor in whole.items())
 
 
 def _run(model: nn.Module, inputs: tuple[TensorSpec, ...], rows: list[Tensor]) -> dict[str, Tensor]:

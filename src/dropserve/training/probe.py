@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from dropserve.errors import ModelSourceError, TrainingError
+from dropserve.model import require_python
 from dropserve.signature import Signature, TensorSpec
 from dropserve.training.data import INPUT, OUTPUT, Dataset
+
+_FLOATS = frozenset({torch.float16, torch.float32, torch.float64})
 
 
 def probe(model: nn.Module, dataset: Dataset) -> Signature:
@@ -18,9 +21,10 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
         names, dtypes and shapes of its input and output.
 
     Raises:
-        ModelSourceError: if it fails on a batch.
+        ModelSourceError: if it fails on a batch, or is TorchScript in part.
         TrainingError: if its output does not fit the target; the message says which number to change.
     """
+    require_python(model)
     table = dataset.table
     rows = torch.from_numpy(dataset.features[dataset.split.train[:3]])
     training = model.training
@@ -58,6 +62,12 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
         raise TrainingError(
             f"{type(model).__name__} answers {len(rows)} rows with a tensor of {list(output.shape)}; "
             f"expected {list(wanted[0])}: for each row {need}. Change [model.arguments], or the model."
+        )
+    if output.dtype not in _FLOATS:
+        dtype = str(output.dtype).removeprefix("torch.")
+        raise TrainingError(
+            f"{type(model).__name__} answers in {dtype}; expected float32. Convert it at the end of forward, "
+            "as in `return x.float()`; to train in mixed precision, set training.precision in the recipe."
         )
     if not torch.isfinite(output).all():
         raise TrainingError(

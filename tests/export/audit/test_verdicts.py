@@ -14,6 +14,7 @@ from torch import nn
 
 from dropserve.errors import RecipeError
 from dropserve.export.audit import CHECKS, NAMES, run_audit
+from dropserve.export.audit.full import full_audit
 from dropserve.export.pipeline import require_known_waivers
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
@@ -189,3 +190,25 @@ def test_real_rows_are_what_the_model_is_judged_on() -> None:
     judged = Subject("model", Logarithm().eval(), (parse_input("8"),), rows)
     assert by_name(run_audit(judged, zoo.SETTINGS))["finite-outputs"].verdict == "passed"
     assert by_name(run_audit(subject(Logarithm().eval()), zoo.SETTINGS))["finite-outputs"].verdict == "failed"
+
+
+def test_what_cannot_be_exported_says_what_to_do_once() -> None:
+    class Brief(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).bfloat16()
+
+    class Deciding(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = [super(Deciding, self).forward(row) * (2 if row[0] > 0 else 1) for row in x]
+            return torch.stack(rows)
+
+    waived = ExportSettings(waive=("data-dependent-control-flow",), formats=("onnx",))
+    for kind, words, remedy in (
+        (Brief, "output 'output' is bfloat16; expected one of", ""),
+        (Deciding, "cannot be exported to ONNX", "change that line"),
+    ):
+        records = by_name(full_audit(subject(kind(8, 2).eval()), waived))
+        assert records["exportable"].verdict == "failed"
+        assert words in records["exportable"].evidence
+        assert records["exportable"].remedy.startswith(remedy)
+        assert bool(remedy) == bool(records["exportable"].remedy)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dropserve.errors import DropserveError
+from dropserve.errors import DropserveError, ExportError
 from dropserve.export import parity
 from dropserve.export.artefacts import build
 from dropserve.export.quiet import quiet
@@ -67,9 +67,11 @@ def _can_be_sampled(records: list[CheckRecord]) -> bool:
 
 
 def _unexportable(error: Exception) -> CheckRecord:
+    known = isinstance(error, DropserveError)
+    in_words = known and not isinstance(error, ExportError)  # those end with what to do
     return CheckRecord(
         name=EXPORTABLE,
         verdict="failed",
-        evidence=str(error) if isinstance(error, DropserveError) else f"{type(error).__name__}: {error}",
-        remedy="change that line, or leave the format out in export/checks.toml",
+        evidence=str(error) if known else f"{type(error).__name__}: {error}",
+        remedy="" if in_words else "change that line, or leave the format out in export/checks.toml",
     )
