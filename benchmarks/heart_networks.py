@@ -79,12 +79,14 @@ class Transformer(nn.Module):
 class Recurrent(nn.Module):
     """Dropout between layers, inside one fused function."""
 
-    def __init__(self, *, batch_first: bool = True) -> None:
+    def __init__(
+        self, *, batch_first: bool = True, cell: Callable[..., nn.Module] = nn.LSTM, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         self.batch_first = batch_first
-        self.rnn = nn.LSTM(8, 12, 3, dropout=0.3, batch_first=batch_first)
+        self.rnn = cell(8, 12, 3, dropout=0.3, batch_first=batch_first, bidirectional=bidirectional)
         self.drop = nn.Dropout(0.4)
-        self.out = nn.Linear(12, 2)
+        self.out = nn.Linear(24 if bidirectional else 12, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

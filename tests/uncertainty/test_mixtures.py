@@ -1,15 +1,13 @@
-"""Mixtures of Gaussians against scipy: densities, distribution, quantiles and CRPS."""
+"""Mixtures of Gaussians against scipy: densities, distribution and quantiles."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import integrate, special, stats
+from scipy import special, stats
 
 from dropserve.errors import UsageError
 from dropserve.uncertainty.mixtures import (
-    mixture_cdf,
-    mixture_crps,
     mixture_log_likelihood,
     mixture_quantile,
     normal_cdf,
@@ -57,33 +55,11 @@ def test_quantiles_invert_the_distribution(level, seed):
     found = mixture_quantile(means, variances, level)
     reached = stats.norm.cdf(found, means, np.sqrt(variances)).mean(axis=0)
     assert np.allclose(reached, level, atol=1e-9)
-    assert np.allclose(mixture_cdf(means, variances, found), reached, atol=1e-14)
 
 
 def test_the_quantile_of_one_gaussian_is_the_gaussians():
     found = mixture_quantile(np.full((4, 1), 3.0), 4.0, 0.975)
     assert found == pytest.approx(stats.norm.ppf(0.975, 3, 2), rel=1e-12)
-
-
-def test_crps_is_the_integral_of_the_squared_difference(mixture):
-    means, variances, y = mixture
-    found = mixture_crps(means, variances, y)
-    for row, d in ((0, 0), (3, 1)):
-        mu, sigma, truth = means[:, row, d], np.sqrt(variances[:, row, d]), y[row, d]
-
-        def gap(x, mu=mu, sigma=sigma, truth=truth):
-            return (stats.norm.cdf(x, mu, sigma).mean() - (x >= truth)) ** 2
-
-        expected = (
-            integrate.quad(gap, -60, truth, limit=200)[0] + integrate.quad(gap, truth, 60, limit=200)[0]
-        )
-        assert found[row, d] == pytest.approx(expected, rel=1e-6)
-
-
-def test_crps_of_one_gaussian_has_its_closed_form():
-    z = 0.7
-    expected = z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)
-    assert mixture_crps(np.zeros((3, 1)), 1.0, [z])[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +72,8 @@ def test_crps_of_one_gaussian_has_its_closed_form():
     ],
 )
 def test_shapes_and_variances_that_do_not_fit_are_refused(means, variances, y, lesson):
-    for function in (mixture_log_likelihood, mixture_cdf, mixture_crps):
-        with pytest.raises(UsageError, match=lesson):
-            function(means, variances, y)
+    with pytest.raises(UsageError, match=lesson):
+        mixture_log_likelihood(means, variances, y)
 
 
 def test_levels_out_of_range_are_refused():

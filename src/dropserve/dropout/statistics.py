@@ -150,8 +150,7 @@ def half_width(samples: ArrayLike, *, scheme: str, block: int, level: float = 0.
     on (blocks - 1), widened for skewness. Balancing takes away the symmetric part of the error and leaves
     the skewed one, so a plain t-interval covers a point or two less than under iid masks. The widened one
     reaches to the farther end of Hall's interval ("On the removal of skewness by transformation", J. R.
-    Statist. Soc. B 54, 1992), and never less far than the plain one. This is what early stopping compares
-    with its tolerance, at the end of a block.
+    Statist. Soc. B 54, 1992), and never less far than the plain one.
 
     Returns:
         [...], or None where :func:`standard_error` is None.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -70,6 +70,16 @@ class Prepared:
         (spec,) = self.signature.inputs
         return (spec.model_copy(update={"shape": self.dataset.features.shape[1:]}),)
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """Recipe, and hashes of data, split and source: what decides on results, for those who keep them."""
+        return {
+            "recipe": self.file.recipe.resolved(),
+            "data": self.dataset.table.sha256,
+            "split": self.dataset.split.sha256,
+            "source": self.source.sha256,
+        }
+
     def build(self) -> nn.Module:
         """Another untrained module."""
         return self.source.build(self.file.recipe.model.arguments)
@@ -124,16 +134,12 @@ def checkpoint_of(prepared: Prepared, folder: Path) -> Checkpoint:
         prepared: what is to be trained.
         folder: where checkpoints are kept.
     """
-    dataset, recipe = prepared.dataset, prepared.file.recipe
     identity = {
-        "recipe": recipe.resolved(),
-        "data": dataset.table.sha256,
-        "split": dataset.split.sha256,
-        "source": prepared.source.sha256,
+        **prepared.content,
         "hardware": str(prepared.hardware),
         "built_with": built_with(),
     }
-    return Checkpoint(folder, recipe.name, identity)
+    return Checkpoint(folder, prepared.file.recipe.name, identity)
 
 
 def train(

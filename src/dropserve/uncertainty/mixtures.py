@@ -68,12 +68,6 @@ def mixture_log_likelihood(means: ArrayLike, variances: ArrayLike, at: ArrayLike
     return top + np.log(np.exp(logs - top).mean(axis=0))
 
 
-def mixture_cdf(means: ArrayLike, variances: ArrayLike, at: ArrayLike) -> Float:
-    """Distribution function of a mixture [...]."""
-    centre, spread, y = _mixture(means, variances, at)
-    return normal_cdf((y - centre) / np.sqrt(spread)).mean(axis=0)
-
-
 def mixture_quantile(means: ArrayLike, variances: ArrayLike, level: float) -> Float:
     """The value [...] below which a share ``level`` of the mixture lies, by bisection.
 
@@ -93,27 +87,6 @@ def mixture_quantile(means: ArrayLike, variances: ArrayLike, level: float) -> Fl
         below = normal_cdf((middle - centre) / deviation).mean(axis=0) < level
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return low + (high - low) / 2
-
-
-def mixture_crps(means: ArrayLike, variances: ArrayLike, at: ArrayLike) -> Float:
-    """Continuous ranked probability score [...], in the unit of the target; smaller is better.
-
-    Closed form of Grimit et al., "The continuous ranked probability score for circular variables and its
-    application to mesoscale forecast ensemble verification", 2006, equation 3. Takes T^2 evaluations.
-    """
-    centre, spread, y = _mixture(means, variances, at)
-    near = _absolute(y - centre, spread).mean(axis=0)
-    apart = np.mean(
-        [_absolute(m - centre, v + spread).mean(axis=0) for m, v in zip(centre, spread, strict=True)], 0
-    )
-    return near - apart / 2
-
-
-def _absolute(shift: Float, variance: Float) -> Float:
-    """Mean absolute value of a Gaussian."""
-    deviation = np.sqrt(variance)
-    z = shift / deviation
-    return 2 * deviation * normal_density(z) + shift * (2 * normal_cdf(z) - 1)
 
 
 def _mixture(means: ArrayLike, variances: ArrayLike, at: ArrayLike | None) -> tuple[Float, Float, Float]:

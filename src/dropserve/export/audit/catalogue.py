@@ -53,11 +53,6 @@ class Check:
     run: Callable[[Examination], Outcome]
     needs: tuple[str, ...] = ("forward-runs",)
 
-    @property
-    def meaning(self) -> str:
-        """What it asserts, in a sentence."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
-
 
 _OUTPUTS = ("forward-runs", "outputs-are-batched")
 _DRAWS = (*_OUTPUTS, "torch-random-state", "random-operators")

@@ -156,10 +156,7 @@ def _ignore(_: float) -> None:
 def _identity(prepared: Prepared, plan: Plan) -> str:
     identity: dict[str, Any] = {
         "method": _METHOD,
-        "recipe": prepared.file.recipe.resolved(),
-        "data": prepared.dataset.table.sha256,
-        "split": prepared.dataset.split.sha256,
-        "source": prepared.source.sha256,
+        **prepared.content,
         "rates": plan.rates,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

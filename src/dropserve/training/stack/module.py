@@ -128,22 +128,25 @@ class StackedModule:
         }
 
 
-class _Trial(DropoutMode):
+class _EveryRate(DropoutMode):
+    """A rate of 0 is a site as well: members may have another rate there."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        call = parse_dropout(func, args, kwargs or {})
+        return (
+            super().__torch_function__(func, types, args, kwargs) if call is None else self.on_dropout(call)
+        )
+
+
+class _Trial(_EveryRate):
     """Finds the dropout sites of a module in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sites: list[tuple[float, tuple[int, ...]]] = []
         self.order: list[int | None] = []  # for each call its site; None for one that is never on
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """A rate of 0 is a site as well: members may have another rate there."""
-        call = parse_dropout(func, args, kwargs or {})
-        return (
-            super().__torch_function__(func, types, args, kwargs) if call is None else self.on_dropout(call)
-        )
 
     def on_dropout(self, call: DropoutCall) -> Tensor:
         """Note the site; nothing is dropped."""
@@ -164,21 +167,12 @@ class _Trial(DropoutMode):
         return call.input.clone()
 
 
-class _Given(DropoutMode):
+class _Given(_EveryRate):
     """Multiplies by masks in the place of dropout, or leaves it out."""
 
     def __init__(self, order: Sequence[int | None], masks: Sequence[Tensor] | None) -> None:
         super().__init__()
         self._order, self._masks = iter(order), masks
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """A rate of 0 is a site as well."""
-        call = parse_dropout(func, args, kwargs or {})
-        return (
-            super().__torch_function__(func, types, args, kwargs) if call is None else self.on_dropout(call)
-        )
 
     def on_dropout(self, call: DropoutCall) -> Tensor:
         """The mask of this call's site."""

@@ -116,10 +116,7 @@ def journal_of(prepared: Prepared, space: Space, folder: Path) -> Path:
     """The file of this very search: another recipe, data, source or space has another."""
     identity: dict[str, Any] = {
         "method": _METHOD,
-        "recipe": prepared.file.recipe.resolved(),
-        "data": prepared.dataset.table.sha256,
-        "split": prepared.dataset.split.sha256,
-        "source": prepared.source.sha256,
+        **prepared.content,
         "names": space.names,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
