@@ -80,7 +80,11 @@ class Recurrent(nn.Module):
     """Dropout between layers, inside one fused function."""
 
     def __init__(
-        self, *, batch_first: bool = True, cell: Callable[..., nn.Module] = nn.LSTM, bidirectional: bool = False
+        self,
+        *,
+        batch_first: bool = True,
+        cell: Callable[..., nn.Module] = nn.LSTM,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.batch_first = batch_first

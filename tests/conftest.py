@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import JsonValue
@@ -30,6 +31,9 @@ from dropserve.store import MANIFEST, MANIFEST_HASH, Store, Stored, hash_folder,
 ROOT = Path(__file__).parents[1]
 SOURCE = SourceRecord(spec="/x/net.py:Net", sha256="0" * 64, copy_file="source/net.py")
 Floats = NDArray[np.float32]
+
+settings.register_profile("shared", deadline=None)  # how long a test takes is the machine's, not the code's
+settings.load_profile("shared")
 
 
 @dataclass(frozen=True)

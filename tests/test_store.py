@@ -57,7 +57,7 @@ def test_runs_and_versions_do_not_mix(tmp_path: Path) -> None:
     assert store.names() == ["m"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_byte_in_any_file_is_refused_by_name(data: st.DataObject, tmp_path_factory) -> None:
     store = Store(tmp_path_factory.mktemp("store"))

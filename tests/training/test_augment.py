@@ -32,7 +32,7 @@ def moved(image: np.ndarray, flip: bool, down: int, right: int) -> np.ndarray:
     width=st.integers(4, 7),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_image_is_a_mirrored_and_moved_one(
     flip: bool, shift: int, channels: int, height: int, width: int, seed: int
 ) -> None:

@@ -35,7 +35,7 @@ _NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(data=st.data(), names=_NAMES, rows=st.integers(1, 8), delimiter=st.sampled_from(",;\t|"))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_reads_what_pandas_reads(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, names: list[str], rows: int, delimiter: str
 ) -> None:
@@ -61,7 +61,7 @@ def test_reads_what_pandas_reads(
     junk=st.sampled_from(["", "NA", "nan", " ? ", "abc", "1,5", "1_000", "inf", "1e60", "--3"]),
     blank=st.integers(0, 5),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_bad_cell_is_named_by_the_line_an_editor_shows(
     tmp_path_factory: pytest.TempPathFactory, row: int, column: int, junk: str, blank: int
 ) -> None:

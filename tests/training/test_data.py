@@ -41,7 +41,7 @@ def dataset(recipe: dict[str, Any], **changes: Any) -> Any:
     test=st.floats(0.1, 0.35),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parts_are_disjoint_whole_and_in_proportion(
     counts: list[int], validation: float, test: float, seed: int
 ) -> None:
@@ -137,7 +137,7 @@ def test_the_hash_of_data_sees_every_part() -> None:
     shift=st.floats(-1000, 1000),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_scaling_in_the_graph_is_scikit_learns(spread: list[float], shift: float, seed: int) -> None:
     features = np.random.default_rng(seed).normal(shift, spread, (40, len(spread))).astype(np.float32)
     train = np.arange(0, 40, 2)

@@ -68,7 +68,7 @@ def served(dataset: Dataset) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 999), statistic=st.sampled_from(["median", "mean"]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_what_the_graph_does_is_scikit_learns_pipeline(
     tmp_path_factory: pytest.TempPathFactory, plain_recipe: dict[str, Any], seed: int, statistic: str
 ) -> None:

@@ -159,7 +159,7 @@ _JUNK = st.one_of(
 
 
 @given(spoiled=st.lists(st.tuples(st.sampled_from(_places(_FULL)), _JUNK), min_size=1, max_size=5))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_each_spoiled_value_is_named_once_and_nothing_else_is(
     spoiled: list[tuple[tuple[str, ...], Any]],
 ) -> None:
@@ -180,7 +180,7 @@ def test_each_spoiled_value_is_named_once_and_nothing_else_is(
     key=st.text("abcdefghij_", min_size=1, max_size=12),
     table=st.sampled_from([None, "split", "training", "optimiser", "data", "model"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_unknown_key_is_named(key: str, table: str | None) -> None:
     content: dict[str, Any] = copy.deepcopy(_FULL)
     inner = content if table is None else content[table]

@@ -127,7 +127,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function
 
 
 @CHECKS
-@settings(max_examples=8, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=8, suppress_health_check=QUIET)
 @given(data=st.data())
 def test_the_first_of_what_is_planted_is_named(check: object, data: st.DataObject) -> None:
     check(3, data)  # type: ignore[operator]
@@ -135,7 +135,7 @@ def test_the_first_of_what_is_planted_is_named(check: object, data: st.DataObjec
 
 @pytest.mark.slow
 @CHECKS
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=60, suppress_health_check=QUIET)
 @given(seed=st.integers(0, 11), data=st.data())
 def test_in_many_models_too(check: object, seed: int, data: st.DataObject) -> None:
     check(seed, data)  # type: ignore[operator]

@@ -168,7 +168,7 @@ def test_damaged_texts_are_refused(raw: bytes, message: str) -> None:
 @given(
     JSON | st.lists(st.fixed_dictionaries(dict.fromkeys(GOOD, JSON)) | st.lists(JSON, min_size=4, max_size=4))
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_comes_is_read_or_refused_in_words(instances: Any) -> None:
     try:
         rows = ask({"instances": instances})

@@ -60,7 +60,7 @@ def packed(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
 
 
 @given(ROWS, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_way_to_send_a_row_gives_the_same_numbers(rows: list[dict[str, Any]], random: Any) -> None:
     wanted = expected(rows)
     shuffled = [dict(random.sample(list(row.items()), 4)) for row in rows]
@@ -81,7 +81,6 @@ def test_every_way_to_send_a_row_gives_the_same_numbers(rows: list[dict[str, Any
 
 
 @given(st.lists(st.tuples(_FLOATS, _FLOATS), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_a_table_of_numbers_takes_names_too(rows: list[tuple[float, float]]) -> None:
     wanted = np.array(rows, np.float32)
     tensor = {"name": "input", "shape": [len(rows), 2], "datatype": "FP32", "data": wanted.ravel().tolist()}

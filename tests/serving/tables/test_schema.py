@@ -30,7 +30,7 @@ _CELLS = JSON | st.sampled_from(["clerk", "nurse", "", "1", "seven", 1, 2.0, 4, 
         {"age": st.just(3), "job": st.just("clerk")}, optional={"grade": _CELLS, "pay": _CELLS}
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_schema_takes_what_the_codec_takes(instance: Any) -> None:
     table = table_reader(manifest(*COLUMNS))
     assert table is not None
