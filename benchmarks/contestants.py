@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,10 @@ def everyone(
 
 @dataclass(frozen=True)
 class Host:
-    """A host of ours: its endpoints' names and labels, and what runs."""
+    """A host of ours: its endpoints' names (Monte Carlo's, if it takes part, is the second) and what runs."""
 
     engine: EngineName
-    names: tuple[str, str]
+    names: tuple[str, ...]
     label: str
     about: str
 
@@ -145,6 +146,7 @@ HOSTS = (
         "dropserve on ASGI",
         "one process of uvicorn, the shipped settings; Monte Carlo has a worker beside it",
     ),
+    Host("ray", ("ray",), "dropserve on Ray Serve", "one replica behind Ray's proxy, the shipped settings"),
 )
 
 
@@ -155,30 +157,24 @@ def _ours(folder: Path, subject: Subject, oracle: answers.Oracle, host: Host) ->
 
         def spent(endpoint: str) -> dict[str, float]:
             found = server_processes(folder / ".run")
-            parts = {"frontend": found["frontend"], "workers": found.get(endpoint, [])}
+            if host.engine == "ray":  # one request passes through several processes, and others watch them
+                parts = {"server": [process for processes in found.values() for process in processes]}
+            else:
+                parts = {"frontend": found["frontend"], "workers": found.get(endpoint, [])}
             return {key: started.processor_seconds(processes) for key, processes in parts.items()}
 
         yield [
             Contestant(
-                host.names[0],
-                host.label,
-                host.about,
-                url,
+                name,
+                f"{host.label}, MC of {SAMPLES}" if doubt else host.label,
+                "the Monte Carlo endpoint of the same server" if doubt else host.about,
+                f"{url}-mc" if doubt else url,
                 subject.bodies,
-                answers.plain(oracle),
-                lambda: spent(NAME),
+                answers.mc(oracle) if doubt else answers.plain(oracle),
+                partial(spent, f"{NAME}-mc" if doubt else NAME),
                 steady=True,
-            ),
-            Contestant(
-                host.names[1],
-                f"{host.label}, MC of {SAMPLES}",
-                "the Monte Carlo endpoint of the same server",
-                f"{url}-mc",
-                subject.bodies,
-                answers.mc(oracle),
-                lambda: spent(f"{NAME}-mc"),
-                steady=True,
-            ),
+            )
+            for name, doubt in zip(host.names, (False, True), strict=False)
         ]
 
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rounds import Record, compete
 from served import Subject, prepare
 
-OURS = ("plain", "asgi")  # each is set against every deterministic server of others
+OURS = ("plain", "asgi", "ray")  # each is set against every deterministic server of others
 OTHERS = ("stock", "stock one", "limit", "uvicorn limit", *(peer.name for peer in PEERS))
 BESIDE = ("nothing", "plain", "mc")  # what goes on beside the plain requests whose latency is taken
 console = Console(width=140)

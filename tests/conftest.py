@@ -331,6 +331,21 @@ def asgi_server(
 
 
 @pytest.fixture(scope="session")
+def ray_server(
+    tmp_path_factory: pytest.TempPathFactory, shared_versions: list[Stored[VersionManifest]]
+) -> Iterator[Deployment]:
+    """A real Ray Serve with the same models, two replicas of each."""
+    folder = tmp_path_factory.mktemp("ray")
+    scaling = (ROOT / "serving" / "deploy" / "ray-serve.yaml").read_text("utf-8")
+    assert "num_replicas: 1 " in scaling
+    (folder / "ray-serve.yaml").write_text(scaling.replace("num_replicas: 1 ", "num_replicas: 2 "), "utf-8")
+    with running_server(
+        folder, shared_versions, engine="ray", scaling=folder / "ray-serve.yaml"
+    ) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="session")
 def run_server() -> Any:
     """:func:`running_server`, for tests that need a server of their own."""
     return running_server

@@ -33,7 +33,7 @@ from dropserve.store import Store
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "faults.md").read_text("utf-8")
-ELSEWHERE = "## The ASGI host"
+SECTIONS = {"torchserve": "", "asgi": "## The ASGI host", "ray": "## Ray Serve"}
 PLAIN, DOUBT = "/predictions/mlp", "/predictions/mlp-mc"
 SAMPLES = 20
 STEADY = 20  # good answers before a fault, and after it
@@ -48,8 +48,10 @@ class Row:
     operator: str
 
 
-def rows(part: str) -> dict[str, Row]:
-    """Rows of a part of the page, by the name of the test."""
+def rows(engine: str) -> dict[str, Row]:
+    """Rows of an engine's section of the page, by the name of the test."""
+    part = PAGE.partition(SECTIONS[engine])[2] if SECTIONS[engine] else PAGE
+    part = re.split(r"^## ", part, maxsplit=1, flags=re.MULTILINE)[0]
     found: dict[str, Row] = {}
     for line in part.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -1,4 +1,4 @@
-"""What the ASGI host does around the model: bounds, queues, tokens, readiness, figures, its description."""
+"""What hosts in Python do around the model: bounds, queues, tokens, readiness, figures, their description."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from python_hosts import PYTHON_HOSTS, server_process, working
 
 from dropserve.client import Client
 from dropserve.errors import ServerError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving import lifecycle
 from dropserve.serving.asgi.desk import FAST
 from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.asgi.inline import Inline
 from dropserve.serving.asgi.lane import Tuning
-from dropserve.serving.deployment import Deployment
+from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.tuning import Properties
 from dropserve.store import Stored
 
 Version = Stored[VersionManifest]
+TOLD = 2.0  # seconds after which every replica has told what it has done
 ROW = [0.5, -1.0, 0.25, 2.0, 0.0, 1.0]
 
 
+@pytest.fixture(scope="module", params=PYTHON_HOSTS)
+def host(request: pytest.FixtureRequest) -> Deployment:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def http(asgi_server: Deployment) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=asgi_server.url, timeout=30) as client:
+def http(host: Deployment) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=host.url, timeout=30) as client:
         yield client
 
 
@@ -52,8 +57,8 @@ def figure(text: str, name: str, endpoint: str, **labels: str) -> float:
 # --- what is served, and how it is ------------------------------------------------------------------------
 
 
-def test_several_models_are_served_at_once(asgi_server: Deployment, http: httpx.Client) -> None:
-    served = [endpoint.name for endpoint in asgi_server.endpoints]
+def test_several_models_are_served_at_once(host: Deployment, http: httpx.Client) -> None:
+    served = [endpoint.name for endpoint in host.endpoints]
     assert {"mlp", "mlp-mc", "words", "photos", "photos-mc"} <= set(served)
     assert http.get("/v1/models").json() == {"models": served}
     for name in served:
@@ -75,14 +80,14 @@ def test_metadata_is_that_of_the_model(http: httpx.Client) -> None:
     assert "mc_dropout" in http.get("/v2").json()["extensions"]
 
 
-def test_the_private_listener_has_figures_and_health_and_does_not_compute(asgi_server: Deployment) -> None:
-    private = f"http://127.0.0.1:{asgi_server.metrics_port}"
+def test_the_private_listener_has_figures_and_health_and_does_not_compute(host: Deployment) -> None:
+    private = f"http://127.0.0.1:{host.metrics_port}"
     assert httpx.get(f"{private}/v2/health/ready").json() == {"ready": True}
     assert "dropserve_requests_total" in httpx.get(f"{private}/metrics").text
     assert httpx.post(f"{private}/predictions/mlp", json={"instances": [ROW]}).status_code == 405
 
 
-def test_figures_count_what_was_done(http: httpx.Client) -> None:
+def test_figures_count_what_was_done(host: Deployment, http: httpx.Client) -> None:
     wanted = {
         ("dropserve_requests_total", "mlp-mc", ""): 1,
         ("dropserve_rows_total", "mlp-mc", ""): 2,
@@ -94,6 +99,7 @@ def test_figures_count_what_was_done(http: httpx.Client) -> None:
     }
 
     def read() -> list[float]:
+        time.sleep(TOLD if host.engine == "ray" else 0)
         text = http.get("/metrics").text
         return [figure(text, name, endpoint, **({"reason": r} if r else {})) for name, endpoint, r in wanted]
 
@@ -118,9 +124,9 @@ def test_each_request_has_an_id_of_its_own(http: httpx.Client) -> None:
 # --- bodies -----------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_is_too_long_is_refused_before_it_is_read(asgi_server: Deployment) -> None:
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(host: Deployment) -> None:
     """A gigabyte is announced and none of it sent; and one that announces nothing is cut off on its way."""
-    with socket.create_connection(("127.0.0.1", asgi_server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", host.port), timeout=10) as connection:
         connection.sendall(b"POST /predictions/mlp HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
@@ -128,7 +134,7 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(asgi_server: Deplo
         for _ in range(1000):
             yield b" " * 65_536
 
-    response = httpx.post(f"{asgi_server.url}/predictions/mlp", content=endless(), timeout=30)
+    response = httpx.post(f"{host.url}/predictions/mlp", content=endless(), timeout=30)
     assert response.status_code == 413
     assert response.json()["error"].startswith("the body has more than 6553500 bytes")
 
@@ -150,17 +156,17 @@ def test_a_long_body_is_answered_beside_short_ones(http: httpx.Client) -> None:
         assert predictions[i] == alone
 
 
-def test_requests_one_behind_the_other_on_one_connection(asgi_server: Deployment) -> None:
+def test_requests_one_behind_the_other_on_one_connection(host: Deployment) -> None:
     """Pipelined, as HTTP/1.1 allows: answered in order."""
     bodies = [json.dumps({"instances": [[i, *ROW[1:]]]}).encode() for i in range(5)]
     head = b"POST /predictions/mlp HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", asgi_server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", host.port), timeout=10) as connection:
         connection.sendall(b"".join(head % len(body) + body for body in bodies))
         data = b""
         while data.count(b"predictions") < 5:
             data += connection.recv(65536)
     got = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in data.split(b"HTTP/1.1 200 OK\r\n")[1:]]
-    with httpx.Client(base_url=asgi_server.url) as http:
+    with httpx.Client(base_url=host.url) as http:
         assert got == [http.post("/predictions/mlp", content=body).json() for body in bodies]
 
 
@@ -215,23 +221,15 @@ def _timed(http: httpx.Client, path: str) -> tuple[float, httpx.Response]:
 # --- where it is computed ---------------------------------------------------------------------------------
 
 
-def server_process(deployment: Deployment) -> psutil.Process:
-    state = lifecycle.running(deployment.logs.parent)
-    assert state is not None
-    assert state.frontend is not None
-    return psutil.Process(state.frontend.pid)
-
-
 def test_doubt_has_a_process_of_its_own_and_a_fast_model_none(asgi_server: Deployment) -> None:
     found = {Path(process.cwd()).name for process in server_process(asgi_server).children()}
     assert {"mlp-mc", "photos-mc"} <= found, "and more where a machine is so busy that none is fast"
 
 
-def test_no_torch_and_no_java_are_there(asgi_server: Deployment) -> None:
-    server = server_process(asgi_server)
-    for process in (server, *server.children()):
+def test_no_torch_and_no_java_are_there(host: Deployment) -> None:
+    for process in working(host):
         assert not [m.path for m in process.memory_maps() if "torch" in Path(m.path).name.lower()]
-        assert "python" in process.name()
+        assert "java" not in process.name()
 
 
 def test_a_model_is_timed_from_bytes_to_bytes(mlp_version: Version) -> None:
@@ -253,8 +251,9 @@ def test_a_wrong_place_is_refused_with_the_right_ones(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["asgi", "ray"])
 def test_with_tls_and_token_only_who_has_both_gets_in(
-    tmp_path: Path, mlp_version: Version, run_server: Callable[..., Any]
+    engine: str, tmp_path: Path, mlp_version: Version, run_server: Callable[..., Any]
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "server.pem"
     words = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
@@ -265,7 +264,7 @@ def test_with_tls_and_token_only_who_has_both_gets_in(
     properties = tmp_path / "config.properties"
     properties.write_text(f"certificate_file={certificate}\nprivate_key_file={key}\n")
     with run_server(
-        tmp_path, [mlp_version], engine="asgi", host="0.0.0.0", properties=properties
+        tmp_path, [mlp_version], engine=engine, host="0.0.0.0", properties=properties
     ) as deployment:
         token = (tmp_path / ".run" / "token").read_text()
         assert (tmp_path / ".run" / "token").stat().st_mode & 0o077 == 0
@@ -293,8 +292,9 @@ def test_with_tls_and_token_only_who_has_both_gets_in(
 
 
 def test_a_keystore_is_javas() -> None:
+    options = Options(Path("x"), Path("x"), Path("x"))
     with pytest.raises(UsageError, match="certificate_file and private_key_file"):
-        AsgiEngine().check(Properties({"keystore": "x"}, ()), tls=True)
+        AsgiEngine().check(Properties({"keystore": "x"}, ()), options, tls=True)
 
 
 # --- its own description ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from python_hosts import PYTHON_HOSTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text("utf-8")
 ROW = "[0, 0, 0, 0, 0, 0]"
@@ -111,7 +112,7 @@ def cases(text: str) -> Iterator[Case]:
 ELSEWHERE = "## Without TorchServe"
 CASES = list(cases(PAGE.partition(ELSEWHERE)[0]))
 OTHERWISE = {(case.endpoint, case.body): case for case in cases(PAGE.partition(ELSEWHERE)[2])}
-ON_ASGI = [OTHERWISE.get((case.endpoint, case.body), case) for case in CASES]
+ON_PYTHON = [OTHERWISE.get((case.endpoint, case.body), case) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +153,12 @@ def test_bad_input_gets_what_the_page_says(server: Any, http: httpx.Client, case
     check(send(http, server.url, case), case)
 
 
-@pytest.mark.parametrize("case", ON_ASGI, ids=[f"{case.endpoint}: {case.wrong}" for case in ON_ASGI])
-def test_bad_input_gets_the_same_on_the_asgi_host(asgi_server: Any, http: httpx.Client, case: Case) -> None:
-    check(send(http, asgi_server.url, case), case)
+@pytest.mark.parametrize("host", PYTHON_HOSTS)
+@pytest.mark.parametrize("case", ON_PYTHON, ids=[f"{case.endpoint}: {case.wrong}" for case in ON_PYTHON])
+def test_bad_input_gets_the_same_on_hosts_in_python(
+    host: str, request: pytest.FixtureRequest, http: httpx.Client, case: Case
+) -> None:
+    check(send(http, request.getfixturevalue(host).url, case), case)
 
 
 def check(response: httpx.Response, case: Case) -> None:

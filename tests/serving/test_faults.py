@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ruin import DOUBT, ELSEWHERE, PAGE, PLAIN, ROOT, STEADY, Row, Server, endure, questions, rows, says
+from ruin import DOUBT, PLAIN, ROOT, STEADY, Row, Server, endure, questions, rows, says
 from witness import Witnesses
 
 from dropserve.serving import lifecycle
@@ -26,12 +26,13 @@ from dropserve.serving.deployment import Deployment
 
 pytestmark = pytest.mark.slow  # kills servers of its own
 
-ROWS = rows(PAGE.partition(ELSEWHERE)[0])
+ROWS = rows("torchserve")
+EVERY_ENGINE = pytest.mark.parametrize("engine", ["torchserve", "asgi", "ray"])  # none has started yet
 
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Row:
-    return ROWS[request.node.name]
+    return ROWS[request.node.originalname]
 
 
 def test_every_row_has_its_test_and_every_test_its_row() -> None:
@@ -164,10 +165,11 @@ def test_a_model_that_fails_to_load(
     assert set(witnesses.outcomes(PLAIN)) - {"200"} <= row.clients
 
 
+@EVERY_ENGINE
 def test_a_corrupted_file_in_the_store(
-    tmp_path: Path, mlp: Any, row: Row, publish_version: Callable[..., Any]
+    engine: str, tmp_path: Path, mlp: Any, row: Row, publish_version: Callable[..., Any]
 ) -> None:
-    server = Server(tmp_path)
+    server = Server(tmp_path, "--engine", engine)
     publish_version(server.store, "mlp", mlp.files(), labels=("a", "b", "c", "d"), sites=(mlp.site,))
     victim = tmp_path / "model_store" / "mlp" / "1" / "head.onnx"
     content = bytearray(victim.read_bytes())
@@ -180,11 +182,17 @@ def test_a_corrupted_file_in_the_store(
     assert not server.run_dir.exists(), "nothing was prepared"
 
 
+@EVERY_ENGINE
 def test_a_port_in_use(
-    server: Deployment, tmp_path: Path, mlp: Any, row: Row, publish_version: Callable[..., Any]
+    engine: str,
+    server: Deployment,
+    tmp_path: Path,
+    mlp: Any,
+    row: Row,
+    publish_version: Callable[..., Any],
 ) -> None:
     """The port of a server that answers; it goes on."""
-    other = Server(tmp_path)
+    other = Server(tmp_path, "--engine", engine)
     other.port = server.port
     publish_version(other.store, "mlp", mlp.files(), labels=("a", "b", "c", "d"), sites=(mlp.site,))
     witnesses = Witnesses(server.url, questions(mlp), threads=1)

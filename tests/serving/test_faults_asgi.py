@@ -1,4 +1,4 @@
-"""Each row of the ASGI host's table in docs/faults.md, done to a real server: the page and it cannot part."""
+"""Rows of docs/faults.md that the ASGI host and Ray Serve share, done to a real server of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 from attacks import dump
-from ruin import DOUBT, ELSEWHERE, PAGE, PLAIN, STEADY, Row, Server, endure, questions, rows, says
+from ruin import DOUBT, PLAIN, STEADY, Row, Server, endure, questions, rows, says
 from wire import Request, send
 from witness import Witnesses
 
@@ -22,27 +22,34 @@ from dropserve.serving import lifecycle
 
 pytestmark = pytest.mark.slow  # kills servers of its own
 
-ROWS = rows(PAGE.partition(ELSEWHERE)[2])
+ROWS = {engine: rows(engine) for engine in ("asgi", "ray")}
 LOG = "model_log.log"
 PATIENCE = 15  # longer than a worker takes to load on a busy machine, or waiting requests would be refused
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test on every host that has a row for it."""
+    if "engine" in metafunc.fixturenames:
+        name = metafunc.function.__name__
+        metafunc.parametrize("engine", [e for e in ROWS if name in ROWS[e]], scope="module")
+
+
 @pytest.fixture
-def row(request: pytest.FixtureRequest) -> Row:
-    return ROWS[request.node.name]
+def row(request: pytest.FixtureRequest, engine: str) -> Row:
+    return ROWS[engine][request.node.originalname]
 
 
 def test_every_row_has_its_test_and_every_test_its_row() -> None:
     tests = {name for name in globals() if name.startswith("test_")}
-    assert set(ROWS) == tests - {"test_every_row_has_its_test_and_every_test_its_row"}
+    assert set(ROWS["asgi"]) == tests - {"test_every_row_has_its_test_and_every_test_its_row"}
 
 
 @pytest.fixture(scope="module")
 def project(
-    tmp_path_factory: pytest.TempPathFactory, mlp: Any, publish_version: Callable[..., Any]
+    engine: str, tmp_path_factory: pytest.TempPathFactory, mlp: Any, publish_version: Callable[..., Any]
 ) -> Iterator[Server]:
     """Served once for all tests that leave it whole."""
-    server = Server(tmp_path_factory.mktemp("faults"), "--engine", "asgi", patience=PATIENCE)
+    server = Server(tmp_path_factory.mktemp("faults"), "--engine", engine, patience=PATIENCE)
     publish_version(server.store, "mlp", mlp.files(), labels=("a", "b", "c", "d"), sites=(mlp.site,))
     yield server
     server.command("stop")

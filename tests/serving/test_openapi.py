@@ -1,4 +1,4 @@
-"""schemathesis holds the ASGI host against its own description: statuses, content types, schemas, methods."""
+"""schemathesis holds a host against its own description: statuses, content types, schemas, methods."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from python_hosts import PYTHON_HOSTS
 
 from dropserve.serving.deployment import Deployment
 
@@ -16,14 +17,16 @@ FOLDER = Path(__file__).parents[1] / "hosts"
 pytestmark = pytest.mark.slow
 
 
-def test_the_description_is_true(asgi_server: Deployment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", PYTHON_HOSTS)
+def test_the_description_is_true(host: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Valid requests are accepted, invalid ones refused, and every answer is of the form described."""
+    deployment: Deployment = request.getfixturevalue(host)
     line = [
         str(Path(sys.executable).parent / "schemathesis"),
         "--config-file",
         str(FOLDER / "schemathesis.toml"),
     ]
-    line += ["run", f"{asgi_server.url}/openapi.json", "--checks", "all", "--phases", "coverage,fuzzing"]
+    line += ["run", f"{deployment.url}/openapi.json", "--checks", "all", "--phases", "coverage,fuzzing"]
     line += ["--max-examples", "25", "--continue-on-failure", "--no-color", "--generation-database", "none"]
     line += ["--exclude-path-regex", "photos", "--suppress-health-check", "filter_too_much"]
     hooks = os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(FOLDER)}

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python_hosts import PYTHON_HOSTS
 from scipy.special import softmax
 
 from dropserve.dropout.masks import draw
@@ -30,9 +31,15 @@ BODY = json.dumps({"instances": ROWS.astype(float).round(3).tolist()})
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["server", "asgi_server"])
+@pytest.fixture(scope="module", params=["server", *PYTHON_HOSTS])
 def host(request: pytest.FixtureRequest) -> Deployment:
-    """TorchServe, and the ASGI host."""
+    """TorchServe, and the hosts in Python."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=PYTHON_HOSTS)
+def python_host(request: pytest.FixtureRequest) -> Deployment:
+    """The ASGI host, and Ray Serve."""
     return request.getfixturevalue(request.param)
 
 
@@ -118,12 +125,12 @@ def test_what_torchserve_does_not_route_is_refused_and_not_made_up(server: Deplo
     assert kserve["model ready"] is False
 
 
-def test_the_asgi_host_routes_everything(asgi_server: Deployment, plain: np.ndarray) -> None:
-    triton = ask("ask_triton.py", "tritonclient.http", asgi_server.url)
+def test_hosts_in_python_route_everything(python_host: Deployment, plain: np.ndarray) -> None:
+    triton = ask("ask_triton.py", "tritonclient.http", python_host.url)
     assert [triton[name] for name in ("live", "ready", "model ready")] == [True] * 3
     is_plain(triton["with a version"], plain)
     assert triton["metadata"]["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 6]}]
-    kserve = ask("ask_kserve.py", "kserve", asgi_server.url)
+    kserve = ask("ask_kserve.py", "kserve", python_host.url)
     assert [kserve[name] for name in ("live", "ready", "model ready")] == [True] * 3
     for found in (triton, kserve):
         assert 'there is no model "nobody" here; there are mlp,' in found["unknown model"]["error"]
@@ -192,11 +199,11 @@ def test_curl_as_people_type_it_first(server: Deployment) -> None:
         assert "-H 'content-type: application/json'" in json.loads(body)["error"]
 
 
-def test_curl_as_people_type_it_first_on_the_asgi_host(asgi_server: Deployment, plain: np.ndarray) -> None:
+def test_curl_as_people_type_it_first_on_hosts_in_python(python_host: Deployment, plain: np.ndarray) -> None:
     """There it is JSON, whatever curl calls it; a file upload is not."""
-    status, body = curl(asgi_server, "/predictions/mlp", "-d", BODY)
+    status, body = curl(python_host, "/predictions/mlp", "-d", BODY)
     assert status == 200
     near([list(p["probabilities"].values()) for p in json.loads(body)["predictions"]], plain)
-    status, body = curl(asgi_server, "/predictions/mlp", "-F", f"data={BODY}")
+    status, body = curl(python_host, "/predictions/mlp", "-F", f"data={BODY}")
     assert status == 415
     assert "-H 'content-type: application/json'" in json.loads(body)["error"]

@@ -6,17 +6,23 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from python_hosts import PYTHON_HOSTS
 from v2_conformance import CHECKS, Check, Host
 
-HOSTS = ("asgi_server",)
+from dropserve.serving.deployment import Deployment
+
 MODELS = ("mlp", "mlp-mc")
 
 
-@pytest.fixture(scope="module", params=[(host, model) for host in HOSTS for model in MODELS], ids="-".join)
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    name, model = request.param
-    with httpx.Client(base_url=request.getfixturevalue(name).url) as http:
-        yield Host(http, model)
+@pytest.fixture(scope="module", params=PYTHON_HOSTS)
+def deployment(request: pytest.FixtureRequest) -> Deployment:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def host(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[Host]:
+    with httpx.Client(base_url=deployment.url) as http:
+        yield Host(http, request.param)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

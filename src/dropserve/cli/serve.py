@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from dropserve.errors import UsageError
 from dropserve.project import Project
+from dropserve.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +39,14 @@ def serve(  # noqa: PLR0913  # one for each option
         typer.Option(help="onnx or torchscript; replaces the one in model-config.yaml.", show_default=False),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="torchserve, or asgi: no Java, no torch, the complete V2 protocol.")
+        str,
+        typer.Option(
+            help="torchserve; asgi: no Java, no torch, the complete V2 protocol; ray: the same, in replicas."
+        ),
     ] = "torchserve",
+    store: Annotated[
+        Path | None, typer.Option(help="The model store; ./model_store by default.", show_default=False)
+    ] = None,
     port: Annotated[int, typer.Option(envvar="DROPSERVE_PORT", min=1, max=65535)] = 8080,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback asks requests for a token.")
@@ -53,6 +60,16 @@ def serve(  # noqa: PLR0913  # one for each option
     tls: Annotated[
         bool, typer.Option("--tls/--no-tls", help="With --host: HTTPS, or HTTP where something encrypts.")
     ] = True,
+    token: Annotated[
+        bool,
+        typer.Option(
+            "--token/--no-token", help="With --host: ask for it, or not where something knows who asks."
+        ),
+    ] = True,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="The token that requests must carry; drawn anew by default.", show_default=False),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay attached until SIGTERM or Ctrl-C: for containers.")
     ] = False,
@@ -60,7 +77,7 @@ def serve(  # noqa: PLR0913  # one for each option
     """Start a server on models of the store, and return when they answer."""
     console = Console()
     project = Project(Path.cwd())
-    versions = _versions(project, names or [], version)
+    versions = _versions(project.store if store is None else Store(store), names or [], version)
     with console.status("preparing"):
         # Imported here: serving needs onnxruntime and psutil, other commands do not.
         from dropserve.serving import lifecycle  # noqa: PLC0415
@@ -78,10 +95,13 @@ def serve(  # noqa: PLR0913  # one for each option
         port=port,
         host=host,
         tls=tls,
+        tokens=token,
+        token_file=token_file,
         metrics_port=metrics_port,
         backend=backend,
         monte_carlo=mc,
         engine=engine,
+        scaling=project.stage_file("serving/deploy/ray-serve.yaml"),
     )
     _say_what(console, versions, mc=mc)
     if foreground:
@@ -136,9 +156,8 @@ class _Reporter:
             self._console.print(f"{state.phase} {escape(state.detail)}".rstrip(), highlight=False)
 
 
-def _versions(project: Project, names: Sequence[str], number: int | None) -> list[Stored[VersionManifest]]:
+def _versions(store: Store, names: Sequence[str], number: int | None) -> list[Stored[VersionManifest]]:
     """Open, and so verify, what is to be served."""
-    store = project.store
     if not names:
         found = [name for name in store.names() if store.versions(name)]
         if len(found) > 1:
@@ -186,10 +205,8 @@ def _say_ready(console: Console, project: Project, deployment: Deployment, secon
 def _token_note(project: Project, deployment: Deployment) -> str:
     if not deployment.tokens:
         return ""
-    return (
-        f"\nclients need the token in {_near(project.run_dir / 'token')}; a server that is started again has "
-        "a new one"
-    )
+    note = f"\nclients need the token in {_near(project.run_dir / 'token')}"
+    return f"{note}; a server that is started again has a new one" if deployment.drawn else note
 
 
 def _curl(project: Project, deployment: Deployment, endpoint: Endpoint) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 from dropserve.errors import CorruptStoreError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, Options
-from dropserve.serving.engine import Draft
+from dropserve.serving.engine import Draft, threads_per_worker
 from dropserve.serving.engines import engine as engine_named
 from dropserve.serving.parameters import SUFFIX
-from dropserve.serving.runtime import LOOPBACK, cores
+from dropserve.serving.runtime import LOOPBACK
 from dropserve.serving.tuning import Properties, endpoint_config, read_properties
 from dropserve.store import Stored
 
@@ -45,14 +45,15 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             f"private_key_file in {options.properties}, or say --no-tls where something in front encrypts."
         )
     engine = engine_named(options.engine)
-    engine.check(properties, tls=tls)
+    engine.check(properties, options, tls=tls)
     folder = (run_dir / f"server-{secrets.token_hex(4)}").absolute()
     folder.mkdir(parents=True, mode=0o700)
     try:
-        endpoints = [e for version in versions for e in _unpack(version, folder, options, properties)]
+        endpoints = [e for version in versions for e in unpack(version, folder, options, properties)]
         scratch = _scratch(folder, engine.longest_scratch)
         logs = run_dir.absolute() / "logs"
-        launch = engine.launch(Draft(folder, scratch, logs, properties, options))
+        launch = engine.launch(Draft(folder, scratch, logs, properties, options, endpoints))
+        threads = threads_per_worker(sum(endpoint.workers for endpoint in endpoints))
         ports = engine.private_ports(options.metrics_port)
         deployment = Deployment(
             folder=folder,
@@ -60,7 +61,8 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             logs=logs,
             host=options.host,
             tls=tls,
-            tokens=remote,
+            tokens=(remote and options.tokens) or options.token_file is not None,
+            drawn=options.token_file is None,
             port=options.port,
             management_port=ports.management,
             metrics_port=ports.metrics,
@@ -68,9 +70,9 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             engine=options.engine,
             longest_silence=_silence(folder, endpoints) if engine.watched else None,
             command=launch.command,
-            environment={**launch.environment, "OMP_NUM_THREADS": str(threads_per_worker(endpoints))},
+            environment={"OMP_NUM_THREADS": str(threads), **launch.environment},
         )
-        engine.write(deployment, properties)
+        engine.write(deployment, properties, options)
         (folder / "deployment.json").write_text(deployment.model_dump_json(indent=1), "utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,9 +80,21 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
     return deployment
 
 
-def _unpack(
+def unpack(
     version: Stored[VersionManifest], folder: Path, options: Options, properties: Properties
 ) -> list[Endpoint]:
+    """Unpack the archives of a version, each with its settings beside it.
+
+    Args:
+        version: just opened and so just verified.
+        folder: ``models/NAME`` is made in it for each endpoint.
+        options: how it is served.
+        properties: what the operator has set.
+
+    Raises:
+        UsageError: if a setting is wrong.
+        CorruptStoreError: if an archive is not what the manifest says.
+    """
     manifest = version.manifest
     endpoints: list[Endpoint] = []
     for name, doubt in ((manifest.name, False), (manifest.name + SUFFIX, True)):
@@ -127,11 +141,6 @@ def _scratch(folder: Path, longest: int) -> Path:
         return Path(tempfile.mkdtemp(prefix="dropserve-"))
     scratch.mkdir()
     return scratch
-
-
-def threads_per_worker(endpoints: Sequence[Endpoint]) -> int:
-    """Cores shared out to all workers; left alone, each would take all of them."""
-    return max(1, cores() // max(1, sum(endpoint.workers for endpoint in endpoints)))
 
 
 def _silence(folder: Path, endpoints: Sequence[Endpoint]) -> float:

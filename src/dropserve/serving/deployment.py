@@ -17,8 +17,8 @@ EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # told apart, not bound to
 KEYS = "key_file.json"  # TorchServe writes it into its working folder
 MODEL_CONFIG = "model-config.yaml"
 MODEL_LOG = "model_log.log"
-EngineName = Literal["torchserve", "asgi"]
-ENGINES: tuple[EngineName, ...] = ("torchserve", "asgi")
+EngineName = Literal["torchserve", "asgi", "ray"]
+ENGINES: tuple[EngineName, ...] = ("torchserve", "asgi", "ray")
 
 
 class Endpoint(BaseModel):
@@ -50,6 +50,7 @@ class Deployment(BaseModel):
         host: the address that it listens on.
         tls: whether clients speak HTTPS.
         tokens: whether requests must carry a token.
+        drawn: whether that is a new one whenever the server is started.
         port: the port that clients use.
         management_port: private, for readiness.
         metrics_port: figures for Prometheus.
@@ -68,6 +69,7 @@ class Deployment(BaseModel):
     host: str = LOOPBACK
     tls: bool = False
     tokens: bool = False
+    drawn: bool = True
     port: int
     management_port: int
     metrics_port: int
@@ -115,10 +117,13 @@ class Options:
         port: where clients find it.
         host: the address to listen on; other than loopback, requests need a token.
         tls: off lets clients of another machine speak HTTP, where something in front encrypts.
+        tokens: off lets clients of another machine ask without a token, where something in front knows them.
+        token_file: holds the token that requests must carry; one is drawn by default.
         metrics_port: for Prometheus; any free one by default.
         backend: overrides the one in ``model_config``.
         monte_carlo: whether models get their ``-mc`` endpoint.
         engine: the host.
+        scaling: the file that says how many replicas Ray Serve keeps; the one that is shipped by default.
     """
 
     model_config: Path
@@ -127,7 +132,10 @@ class Options:
     port: int = 8080
     host: str = LOOPBACK
     tls: bool = True
+    tokens: bool = True
+    token_file: Path | None = None
     metrics_port: int | None = None
     backend: Backend | None = None
     monte_carlo: bool = True
     engine: EngineName = "torchserve"
+    scaling: Path | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dropserve.serving.deployment import Deployment, Endpoint, Options
+from dropserve.serving.runtime import cores
 from dropserve.serving.tuning import Properties
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class Draft:
         logs: where logs go.
         properties: what the operator has set in ``config.properties``.
         options: what the caller has chosen.
+        endpoints: what is served.
     """
 
     folder: Path
@@ -30,6 +33,7 @@ class Draft:
     logs: Path
     properties: Properties
     options: Options
+    endpoints: Sequence[Endpoint]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Launch:
 
     command: tuple[str, ...]
     environment: dict[str, str]
+
+
+def threads_per_worker(workers: int) -> int:
+    """Cores shared out to all workers; left alone, each would take all of them."""
+    return max(1, cores() // max(1, workers))
 
 
 class PrivatePorts(NamedTuple):
@@ -61,6 +70,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def grace(self) -> float:
+        """Seconds that it may take to end when it is asked to."""
+        ...
+
+    @property
     def watched(self) -> bool:
         """Whether it is asked how it is all the time, and started again when it does not answer."""
         ...
@@ -73,7 +87,7 @@ class Engine(Protocol):
         """
         ...
 
-    def check(self, properties: Properties, *, tls: bool) -> None:
+    def check(self, properties: Properties, options: Options, *, tls: bool) -> None:
         """Refuse what this engine cannot do.
 
         Raises:
@@ -85,7 +99,7 @@ class Engine(Protocol):
         """How it is started."""
         ...
 
-    def write(self, deployment: Deployment, properties: Properties) -> None:
+    def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:
         """Write its own settings into the deployment's folder.
 
         Raises:

@@ -6,8 +6,13 @@ from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.engine import Engine
 from dropserve.serving.on_torchserve import TorchServeEngine
+from dropserve.serving.ray.engine import RayEngine
 
-_ENGINES: dict[EngineName, type[Engine]] = {"torchserve": TorchServeEngine, "asgi": AsgiEngine}
+_ENGINES: dict[EngineName, type[Engine]] = {
+    "torchserve": TorchServeEngine,
+    "asgi": AsgiEngine,
+    "ray": RayEngine,
+}
 
 
 def engine(name: EngineName) -> Engine:

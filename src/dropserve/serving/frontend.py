@@ -23,7 +23,6 @@ CONSOLE = "console.log"
 _POLL = 0.1
 _WARM_REQUESTS = 200  # a cold Java answers in 100 ms and more; after some hundred requests in 3
 _WARM_CONNECTIONS = 8
-_GRACE = 10.0
 _HEALTH = 2.0
 
 
@@ -81,9 +80,9 @@ class Frontend:
         except subprocess.TimeoutExpired:
             return None
 
-    def end(self, grace: float = _GRACE) -> None:
+    def end(self, grace: float | None = None) -> None:
         """Ask it to end, then make sure after so many seconds; workers included."""
-        self.id.end(grace)
+        self.id.end(self._engine.grace if grace is None else grace)
         self._process.wait()
         self._engine.sweep(self.deployment)
 

@@ -19,8 +19,9 @@ from dropserve.serving.supervisor import STATE, TOKEN, State, Supervisor, read_s
 from dropserve.store import Stored
 
 PATIENCE = 180.0  # seconds until a server must answer
+_PATIENCE = 15.0  # seconds in which a supervisor that has lost patience says so
 _POLL = 0.05
-_GRACE = 15.0
+_MORE = 5.0  # seconds that a supervisor may take longer than its server
 _started: list[subprocess.Popen[bytes]] = []  # kept, so that they are reaped and not mourned as leaks
 
 Tell = Callable[[State], None]
@@ -76,7 +77,7 @@ def start(
         _await(run_dir, process, patience, tell)
     except BaseException:
         if process.poll() is None:
-            ProcessId.of(process.pid).end(_GRACE)
+            ProcessId.of(process.pid).end(engine(options.engine).grace + _MORE)
             process.wait()
         deployment.remove()
         (run_dir / STATE).unlink(missing_ok=True)
@@ -111,10 +112,11 @@ def stop(run_dir: Path) -> Deployment | None:
     if state is None:
         (run_dir / STATE).unlink(missing_ok=True)
         return None
-    state.supervisor.end(_GRACE)
+    host = engine(state.deployment.engine)
+    state.supervisor.end(host.grace + _MORE)
     if state.frontend is not None:
-        state.frontend.end(_GRACE)  # where the supervisor was killed, not stopped
-    engine(state.deployment.engine).sweep(state.deployment)
+        state.frontend.end(host.grace)  # where the supervisor was killed, not stopped
+    host.sweep(state.deployment)
     state.deployment.remove()
     for name in (STATE, TOKEN):
         (run_dir / name).unlink(missing_ok=True)
@@ -140,7 +142,7 @@ def _prepare(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options
 
 
 def _await(run_dir: Path, process: subprocess.Popen[bytes], patience: float, tell: Tell | None) -> None:
-    deadline = time.monotonic() + patience + _GRACE
+    deadline = time.monotonic() + patience + _PATIENCE
     last: State | None = None
     while time.monotonic() < deadline:
         state = read_state(run_dir)

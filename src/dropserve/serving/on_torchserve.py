@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dropserve.errors import UsageError
-from dropserve.serving.deployment import Deployment, Endpoint
+from dropserve.serving.deployment import Deployment, Endpoint, Options
 from dropserve.serving.engine import Draft, Launch, PrivatePorts
 from dropserve.serving.runtime import LOOPBACK, cores, free_ports, java, torchserve_home
 from dropserve.serving.tally import metrics_config
@@ -29,6 +29,7 @@ class TorchServeEngine:
 
     title = "TorchServe"
     longest_scratch = 90  # a Unix socket's path ends at 104 bytes on macOS, 108 on Linux; it adds a name
+    grace = 10.0
     watched = False  # it watches its workers itself
 
     def __init__(self) -> None:
@@ -39,8 +40,17 @@ class TorchServeEngine:
         management, metrics = free_ports(2)
         return PrivatePorts(management, chosen or metrics)
 
-    def check(self, properties: Properties, *, tls: bool) -> None:
-        """Whatever TorchServe knows is fine with it."""
+    def check(self, properties: Properties, options: Options, *, tls: bool) -> None:  # noqa: ARG002  # the protocol's
+        """Refuse what TorchServe cannot do.
+
+        Raises:
+            UsageError: if it is given a token.
+        """
+        if options.token_file is not None:
+            raise UsageError(
+                f"--token-file {options.token_file}: TorchServe draws its token itself; leave it out, or "
+                "choose --engine asgi"
+            )
 
     def launch(self, draft: Draft) -> Launch:
         """What the ``torchserve`` script would run, without its pid file in the system's temporary folder."""
@@ -69,12 +79,13 @@ class TorchServeEngine:
         }
         return Launch(command, environment)
 
-    def write(self, deployment: Deployment, properties: Properties) -> None:
+    def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:  # noqa: ARG002
         """Write its settings.
 
         Args:
             deployment: what they are for.
             properties: what the operator has set.
+            options: how it is served.
 
         Raises:
             UsageError: if a path cannot stand in them.

@@ -1,173 +1,45 @@
-"""The ASGI application: the routes that are asked all the time, by hand; all others by Starlette.
-
-A request that computes is found by one look-up of its whole path. Going through Starlette's router, request
-and response as well would take half as long again as all the rest of an answer.
-"""
+"""The ASGI application: what meets requests, and desks behind it."""
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import itertools
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import orjson
-
-from dropserve.serving.answering import WARM_HEADER, Message
 from dropserve.serving.asgi.desk import Desk
-from dropserve.serving.asgi.lane import refusal
-from dropserve.serving.asgi.pages import pages
-from dropserve.serving.protocol import Reply
-from dropserve.serving.v2 import JSON_LENGTH
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
-
-_READ_HEADERS = {
-    name.lower().encode(): name.lower()
-    for name in (JSON_LENGTH, "content-encoding", "content-type", WARM_HEADER)
-}
-_SETTING = b"mc-"  # a setting of a request whose body is an image
-_JSON = (b"content-type", b"application/json")
-_OPEN = "/v2/health/"  # probes carry no token, and learn nothing
+from dropserve.serving.asgi.figures import Figures
+from dropserve.serving.asgi.front import Front, Policy
+from dropserve.serving.asgi.pages import Tell, pages
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What is asked of every request.
-
-    Attributes:
-        longest: bytes that a body may have.
-        patience: seconds that a body may take to arrive.
-        token: which each request must carry; None lets everybody in.
-    """
-
-    longest: int = 6_553_500
-    patience: float = 30.0
-    token: str | None = None
-
-
-class App:
+class App(Front):
     """Serves desks.
 
     Args:
         desks: what is served.
         policy: what is asked of every request.
+        figures: the text of ``/metrics``; what the desks themselves have done by default.
+        numbered: as :class:`Front`.
 
     Attributes:
         draining: the server is about to stop: it is not ready any more, and lets go of each connection.
     """
 
-    def __init__(self, desks: Sequence[Desk], policy: Policy) -> None:
+    def __init__(
+        self, desks: Sequence[Desk], policy: Policy, figures: Tell | None = None, *, numbered: bool = True
+    ) -> None:
         self.desks = {desk.endpoint.name: desk for desk in desks}
-        self.draining = False
-        self._policy = policy
-        self._secret = None if policy.token is None else f"Bearer {policy.token}".encode()
-        self._ids = itertools.count(1)
-        self._prefix = secrets.token_hex(4)
-        self._hot = {path: desk for desk in desks for path in _paths(desk)}
-        self.pages = pages(self.desks, lambda: self.draining, tokens=policy.token is not None)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self.pages(scope, receive, send)
-            return
-        path = scope["path"]
-        if self._secret is not None and not path.startswith(_OPEN) and not self._may(scope["headers"]):
-            await self._reply(send, _UNKNOWN, "")
-            return
-        desk = self._hot.get(path)
-        if desk is None or scope["method"] != "POST":
-            await self.pages(scope, receive, send)
-            return
-        identity = f"{self._prefix}-{next(self._ids):x}"
-        headers: dict[str, str] = {}
-        length = b""
-        for name, value in scope["headers"]:
-            if name in _READ_HEADERS:
-                headers[_READ_HEADERS[name]] = value.decode("latin-1")
-            elif name == b"content-length":
-                length = value
-            elif name.startswith(_SETTING):
-                headers[name.decode("latin-1")] = value.decode("latin-1")
-        # What is too long is refused before it is read. (The parser has made sure that it is a number.)
-        body = (
-            self._too_long() if length and int(length) > self._policy.longest else await self._read(receive)
+        shown = pages(
+            self.desks, lambda: self.draining, figures or _own(desks), tokens=policy.token is not None
         )
-        if body is None:
-            return  # nobody is there any more
-        if isinstance(body, bytes):
-            await self._reply(send, await desk.ask(Message(body, identity, headers)), identity)
-        else:
-            await self._reply(send, body, identity)
-
-    def _may(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        assert self._secret is not None  # noqa: S101  # the caller has looked
-        return any(
-            name == b"authorization" and hmac.compare_digest(value, self._secret) for name, value in headers
-        )
-
-    async def _read(self, receive: Receive) -> bytes | Reply | None:
-        """The body; what to say if it is too long or does not come; None if the client has gone."""
-        try:
-            async with asyncio.timeout(self._policy.patience):
-                message = await receive()
-                if not message.get("more_body") and message["type"] == "http.request":
-                    body = message["body"]
-                    return body if len(body) <= self._policy.longest else self._too_long()
-                parts: list[bytes] = []
-                size = 0
-                while message["type"] == "http.request":
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self._policy.longest:
-                        return self._too_long()
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-                    message = await receive()
-                return None
-        except TimeoutError:
-            return refusal(
-                408, f"the body did not arrive within {self._policy.patience:g} s", connection="close"
-            )
-
-    def _too_long(self) -> Reply:
-        return refusal(
-            413, f"the body has more than {self._policy.longest} bytes; expected at most that many"
-        )
-
-    async def _reply(self, send: Send, reply: Reply, identity: str) -> None:
-        kind = _JSON if reply.content_type == _JSON_TYPE else (b"content-type", reply.content_type.encode())
-        headers = [kind, (b"content-length", b"%d" % len(reply.body))]
-        if identity:
-            headers.append((b"x-request-id", identity.encode()))
-        if reply.headers:
-            headers += [(name.lower().encode(), value.encode()) for name, value in reply.headers.items()]
-        if self.draining:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        super().__init__(desks, policy, shown, numbered=numbered)
 
 
-_JSON_TYPE = "application/json"
-_UNKNOWN = Reply(
-    401,
-    orjson.dumps({"error": "this server asks for a token: send the header Authorization: Bearer TOKEN"}),
-    headers={"www-authenticate": "Bearer"},
-)
+def _own(desks: Sequence[Desk]) -> Tell:
+    figures = Figures(desks)
+
+    async def text() -> bytes:
+        return figures.text()
+
+    return text
 
 
-def _paths(desk: Desk) -> list[str]:
-    """The paths that ask an endpoint to compute, in all protocols, with and without its version."""
-    name, version = desk.endpoint.name, desk.endpoint.version
-    return [
-        f"/predictions/{name}",
-        f"/predictions/{name}/{version}",
-        f"/v1/models/{name}:predict",
-        f"/v2/models/{name}/infer",
-        f"/v2/models/{name}/versions/{version}/infer",
-    ]
+__all__ = ["App", "Policy"]

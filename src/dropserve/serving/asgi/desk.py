@@ -36,6 +36,7 @@ class Desk:
 
     Attributes:
         manifest: of the version that it serves.
+        tuning: its section of ``model-config.yaml``.
         limits: what one request may ask for.
 
     Raises:
@@ -47,14 +48,14 @@ class Desk:
         self.endpoint = endpoint
         self.manifest = open_folder(folder, VersionManifest, strict=False).manifest
         self._folder = folder
-        self._tuning = Tuning.of(json.loads((folder / MODEL_CONFIG).read_bytes()))
-        self.limits = read_options(self._tuning.handler).limits
+        self.tuning = Tuning.of(json.loads((folder / MODEL_CONFIG).read_bytes()))
+        self.limits = read_options(self.tuning.handler).limits
         self._lane: Lane | None = None
         self._trouble = "its model is loading"
 
     async def open(self) -> None:
         """Load the model; what goes wrong is logged, and stands in :attr:`problem`."""
-        name, tuning = self.endpoint.name, self._tuning
+        name, tuning = self.endpoint.name, self.tuning
         at_home = tuning.place == "server" or (tuning.place == "auto" and tuning.workers == 1)
         if at_home and not self.endpoint.monte_carlo:
             try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
 from dropserve.errors import MissingExtraError, UsageError
-from dropserve.serving.deployment import KEYS, Deployment, Endpoint
+from dropserve.serving.deployment import KEYS, Deployment, Endpoint, Options
 from dropserve.serving.engine import Draft, Launch, PrivatePorts
 from dropserve.serving.runtime import free_ports
 from dropserve.serving.tuning import Properties
@@ -53,6 +55,7 @@ class AsgiEngine:
 
     title = "the server"
     longest_scratch = 90  # it has no sockets there
+    grace = 10.0  # it drains for less
     watched = True
 
     def __init__(self) -> None:
@@ -65,12 +68,14 @@ class AsgiEngine:
         port = chosen or free_ports(1)[0]
         return PrivatePorts(port, port)
 
-    def check(self, properties: Properties, *, tls: bool) -> None:
-        """Refuse what only Java can read.
+    def check(self, properties: Properties, options: Options, *, tls: bool) -> None:
+        """Refuse what only Java can read, and a token that is none.
 
         Raises:
-            UsageError: if TLS has nothing but a keystore.
+            UsageError: if TLS has nothing but a keystore, or the token's file holds no token.
         """
+        if options.token_file is not None:
+            read_token(options.token_file)
         if tls and not {"certificate_file", "private_key_file"} <= set(properties.values):
             raise UsageError(
                 "serving/config.properties: a keystore is Java's; for --engine asgi set certificate_file "
@@ -82,12 +87,13 @@ class AsgiEngine:
         file = str(draft.folder / "deployment.json")
         return Launch((sys.executable, "-P", "-m", "dropserve.serving.asgi.server", file), {})
 
-    def write(self, deployment: Deployment, properties: Properties) -> None:
+    def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:
         """Write settings and, where requests need one, the token.
 
         Args:
             deployment: what they are for.
             properties: what the operator has set.
+            options: how it is served.
         """
         values = properties.values
         settings = Settings(
@@ -97,9 +103,11 @@ class AsgiEngine:
         )
         (deployment.folder / _SETTINGS).write_text(settings.model_dump_json(indent=1), "utf-8")
         if deployment.tokens:
+            given = options.token_file
+            key = read_token(given) if given is not None else secrets.token_urlsafe(32)
             file = deployment.folder / KEYS
             file.touch(mode=0o600)
-            file.write_text(json.dumps({"inference": {"key": secrets.token_urlsafe(32)}}), "ascii")
+            file.write_text(json.dumps({"inference": {"key": key}}), "ascii")
 
     def ready_workers(self, deployment: Deployment, endpoint: Endpoint, private: httpx.Client) -> int:  # noqa: ARG002  # the protocol's
         """All or none: an endpoint is ready when all its workers are."""
@@ -108,3 +116,21 @@ class AsgiEngine:
 
     def sweep(self, deployment: Deployment) -> None:
         """Its workers end by themselves when their socket does."""
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        UsageError: if there is none, or it cannot stand in a header.
+    """
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no token can be read: {error}") from error
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", token):
+        raise UsageError(
+            f"{path}: expected one token, at least 16 letters, digits or any of . _ ~ + / - (what a header "
+            f"Authorization: Bearer TOKEN can hold); it has {len(token)} characters"
+        )
+    return token

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dropserve.serving.asgi.desk import Desk
-from dropserve.serving.tally import BOUNDS, ENTROPY, FIGURES
+from dropserve.serving.deployment import Endpoint
+from dropserve.serving.tally import BOUNDS, ENTROPY, FIGURES, Sums
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BOUNDS = [*map(str, BOUNDS), "+Inf"]
@@ -25,6 +26,29 @@ _HELP = {
 }
 
 
+class Counted(Protocol):
+    """What has figures."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Whose they are."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests without an answer yet."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker had to be started again."""
+        ...
+
+    def take(self) -> Sums:
+        """What was done since the last time."""
+        ...
+
+
 class Figures(Collector):
     """All that the desks have done since the server started.
 
@@ -32,7 +56,7 @@ class Figures(Collector):
         desks: whom to ask.
     """
 
-    def __init__(self, desks: Sequence[Desk]) -> None:
+    def __init__(self, desks: Sequence[Counted]) -> None:
         self._desks = desks
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -87,5 +111,5 @@ class Figures(Collector):
         return found
 
 
-def _labels(desk: Desk) -> list[str]:
+def _labels(desk: Counted) -> list[str]:
     return [desk.endpoint.name, str(desk.endpoint.version)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote as percent
 
@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from dropserve.serving.asgi.desk import Desk
-from dropserve.serving.asgi.figures import CONTENT_TYPE, Figures
+from dropserve.serving.asgi.figures import CONTENT_TYPE
 from dropserve.serving.asgi.openapi import describe
 from dropserve.serving.asgi.page import page
 from dropserve.serving.instances import quote
@@ -22,18 +22,20 @@ from dropserve.serving.metadata import describe_server
 from dropserve.serving.parameters import SUFFIX
 
 Desks = Mapping[str, Desk]
+Tell = Callable[[], Awaitable[bytes]]
 _ALL = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
 
 
-def pages(desks: Desks, draining: Callable[[], bool], *, tokens: bool) -> Starlette:
+def pages(desks: Desks, draining: Callable[[], bool], figures: Tell, *, tokens: bool) -> Starlette:
     """All routes but the ones that compute.
 
     Args:
         desks: what is served, by name.
         draining: whether the server is about to stop.
+        figures: the text of ``/metrics``.
         tokens: whether requests must carry a token.
     """
-    shown = _Pages(desks, draining, tokens=tokens)
+    shown = _Pages(desks, draining, figures, tokens=tokens)
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
     asked = ["/predictions/{model}", "/predictions/{model}/{version}", "/v1/models/{model}:predict"]
     asked += [f"{model}/infer", f"{version}/infer"]
@@ -59,11 +61,11 @@ def pages(desks: Desks, draining: Callable[[], bool], *, tokens: bool) -> Starle
 
 
 class _Pages:
-    def __init__(self, desks: Desks, draining: Callable[[], bool], *, tokens: bool) -> None:
+    def __init__(self, desks: Desks, draining: Callable[[], bool], figures: Tell, *, tokens: bool) -> None:
         self._desks = desks
         self._draining = draining
         self._tokens = tokens
-        self._figures = Figures(list(desks.values()))
+        self._figures = figures
 
     async def server(self, _: Request) -> Response:
         return _json(describe_server())
@@ -96,7 +98,7 @@ class _Pages:
         return _readiness(self._desk(request))
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._figures.text(), media_type=CONTENT_TYPE)
+        return Response(await self._figures(), media_type=CONTENT_TYPE)
 
     async def openapi(self, _: Request) -> Response:
         return _json(describe(list(self._desks.values()), tokens=self._tokens))

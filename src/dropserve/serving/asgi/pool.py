@@ -102,6 +102,8 @@ class Pool:
                     deaths += 1
                     self._trouble = f"its worker cannot load: {problem}"
                     self._hopeless = worker.refused or deaths > 1  # it may just have been killed
+                    if self._hopeless and not self._ready:
+                        self._send_away()
                     worker.kill()
             finally:
                 self._part(worker)
@@ -153,11 +155,15 @@ class Pool:
         sums, self._sums = self._sums, defaultdict(float)
         return sums
 
+    def _send_away(self) -> None:
+        """Nobody will answer what waits."""
+        while self._queue:
+            self._queue.popleft().settle(not_ready(self._name, self.problem or ""))
+
     async def stop(self) -> None:
         """End the workers; what still waits is refused."""
         self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        while self._queue:
-            self._queue.popleft().settle(not_ready(self._name, "the server is stopping"))
+        self._send_away()

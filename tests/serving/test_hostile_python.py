@@ -1,37 +1,33 @@
-"""The same siege against the ASGI host: no 5xx at all, and no list of exceptions."""
+"""The same siege against the hosts in Python: no 5xx at all, and no list of exceptions."""
 
 from __future__ import annotations
 
 import json
 import socket
+from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
+from python_hosts import PYTHON_HOSTS, working
 from siege import Siege, lay
 from wire import Reply
 
-from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
 
 pytestmark = pytest.mark.slow  # generated anew each time: a find must not stop an unrelated change
 
 
-class AsgiHost:
-    """The ASGI server: what is no HTTP gets one line of text, all else is answered by our code."""
+class PythonHost:
+    """What is no HTTP gets one line of text, all else is answered by our code."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.url = deployment.url
         self._deployment = deployment
 
     def workers(self) -> list[tuple[int, float]]:
-        """The server's process and those of its endpoints, by number and birth; all must be ready."""
+        """The processes at work, by number and birth; all must be ready."""
         assert httpx.get(f"{self.url}/v2/health/ready").status_code == 200
-        state = lifecycle.running(self._deployment.logs.parent)
-        assert state is not None
-        assert state.frontend is not None
-        server = psutil.Process(state.frontend.pid)
-        return [(process.pid, process.create_time()) for process in (server, *server.children())]
+        return [(process.pid, process.create_time()) for process in working(self._deployment)]
 
     def log(self) -> str:
         return (self._deployment.logs / "model_log.log").read_text("utf-8", "replace")
@@ -47,14 +43,19 @@ class AsgiHost:
         return "no HTTP"
 
 
-def test_hostile_requests_harm_nobody(asgi_server: Deployment) -> None:
-    siege = Siege(AsgiHost(asgi_server))
+@pytest.fixture(scope="module", params=PYTHON_HOSTS)
+def host(request: pytest.FixtureRequest) -> PythonHost:
+    return PythonHost(request.getfixturevalue(request.param))
+
+
+def test_hostile_requests_harm_nobody(host: PythonHost) -> None:
+    siege = Siege(host)
     lay(siege, 13, afresh=False)
     siege.end(200)
 
 
-def test_two_thousand_hostile_requests_harm_nobody(asgi_server: Deployment) -> None:
-    siege = Siege(AsgiHost(asgi_server))
+def test_two_thousand_hostile_requests_harm_nobody(host: PythonHost) -> None:
+    siege = Siege(host)
     lay(siege, 130)
     siege.end(2000)
 
@@ -78,11 +79,11 @@ RAW = {
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
-def test_bytes_that_are_hardly_http(asgi_server: Deployment, raw: bytes) -> None:
+def test_bytes_that_are_hardly_http(host: PythonHost, raw: bytes) -> None:
     """Each is answered at once, with a status of the client's fault or an answer."""
-    host = AsgiHost(asgi_server)
     before = host.workers()
-    with socket.create_connection(("127.0.0.1", asgi_server.port), timeout=10) as connection:
+    address = urlsplit(host.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(raw)
         status = connection.recv(65536).split(b" ")[1]
     assert status in {b"200", b"400", b"404", b"413"}, status

@@ -1,0 +1,107 @@
+"""uvicorn as our hosts use it: its headers have a bound, and it closes without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Generator, Sequence
+from functools import partial
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+LEAVE = 0.3  # seconds in which clients are told to leave, before the doors are closed
+DRAIN = 7  # seconds for what is still computed; who supervises kills later
+_IDLE = 75  # seconds that a connection may lie idle: longer than clients and balancers keep theirs
+_NEWCOMERS = 100  # moments that a connection without a request yet is waited for
+_MOMENT = 0.02
+_HEAD = 65_536  # bytes of a request before its body
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a bound on what may come before a body: its own would read headers for ever."""
+
+    _head: int | None = None  # bytes of the headers that are being read
+
+    def on_message_begin(self) -> None:
+        """The headers of a request begin."""
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """They are whole."""
+        self._head = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        super().data_received(data)
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > _HEAD and not self.transport.is_closing():
+                self.send_400_response("The headers are too long.")
+
+
+class Server(uvicorn.Server):
+    """Signals are not its own: servers stop together, after a pause for clients to leave (:func:`leave`)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave them to whoever runs it."""
+        yield
+
+    async def close_doors(self) -> None:
+        """Let nobody in any more; who is in stays, and so does who stands at the door.
+
+        The system would cut off connections that it has made and the loop has not yet taken.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: list[socket.socket] = []
+        for listener in self.servers:
+            for door in listener.sockets:
+                with socket.socket(fileno=os.dup(door.fileno())) as taken:
+                    taken.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            waiting.append(taken.accept()[0])
+            listener.close()
+        for connection in waiting:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+
+    async def hear_newcomers(self) -> None:
+        """Give who has just come in, and has not asked yet, some time to do so."""
+        connections = self.server_state.connections
+        for _ in range(_NEWCOMERS):
+            if not any(getattr(each, "cycle", None) is None for each in connections):
+                return
+            await asyncio.sleep(_MOMENT)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+# What an ASGI server is given here, whoever makes it.
+SETTINGS = {
+    "http": Protocol,
+    "ws": "none",
+    "proxy_headers": False,
+    "server_header": False,
+    "date_header": False,
+    "backlog": 2048,
+    "timeout_keep_alive": _IDLE,
+    "timeout_graceful_shutdown": DRAIN,
+}
+configured = partial(uvicorn.Config, lifespan="off", log_config=None, access_log=False, **SETTINGS)
+
+
+async def leave(servers: Sequence[Server]) -> None:
+    """Have servers end once all that was accepted is answered; clients have been told to leave."""
+    await asyncio.sleep(LEAVE)  # who asks now is answered, and told so
+    for server in servers:
+        await server.close_doors()
+    await asyncio.gather(*(server.hear_newcomers() for server in servers))
+    for server in servers:
+        server.should_exit = True
