@@ -28,6 +28,8 @@ from dropserve.serving.runtime import free_ports
 from dropserve.signature import Signature, Site, TensorSpec
 from dropserve.store import MANIFEST, MANIFEST_HASH, Store, Stored, hash_folder, write_manifest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
 ROOT = Path(__file__).parents[1]
 SOURCE = SourceRecord(spec="/x/net.py:Net", sha256="0" * 64, copy_file="source/net.py")
 Floats = NDArray[np.float32]

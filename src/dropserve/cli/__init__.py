@@ -6,6 +6,7 @@ Each module of this package holds the commands of one stage and imports that sta
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -43,6 +44,9 @@ _EXTRAS = {
 
 def main() -> None:
     """Run the command line; an error of ours is a message and an exit status, not a traceback."""
+    # Threads that wait for each other by spinning make a small training five times as slow where other work
+    # wants the cores. OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         try:
             app()
