@@ -83,7 +83,7 @@ def test_a_killed_worker_comes_back_and_nothing_wrong_is_answered(
         time.sleep(0.1)
         answers.append(ask(deployment.url))
     assert answers[-1].status_code == 200
-    assert {a.status_code for a in answers} <= {200, 500, 503}
+    assert {a.status_code for a in answers} <= {200, 500, 503, 507}  # docs/faults.md
     assert all(a.json() == expected for a in answers if a.status_code == 200)
 
     everyone = family(state.supervisor.pid)
