@@ -48,7 +48,7 @@ _METHOD = """## How it is measured
   every server has its turn at every number of connections; each round begins elsewhere, and every other one
   goes backwards.
 - While one is under load the others wait, which costs what the table above says; LitServe, which asks its
-  queue all the time, is stopped between its turns.
+  queue all the time, and Ray, whose processes watch each other, are stopped between their turns.
 - A figure is the median over rounds. A ratio is taken within a round; the table gives its median, and the
   least and the greatest in brackets.
 - *Processor time* is what all processes of a server use, divided by the questions it was asked. It hardly

@@ -1,9 +1,9 @@
 """Who takes turns under load: our endpoints, stock TorchServe, and what a user might take instead.
 
 All are started before anyone is measured, so that a round meets all of them under the same weather. While
-one is under load the others wait. One of them uses a tenth of a core for that, so its processes are
-stopped (SIGSTOP) between its turns; the others are not, since some learn from how long things take, and
-supervisors would take a stopped server for dead.
+one is under load the others wait. Two of them use a tenth of a core for that, so their processes are
+stopped (SIGSTOP) between their turns, supervisors too; the others are not, since some learn from how long
+things take.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from peers.catalogue import Peer
 from served import NAME, SAMPLES, Subject, prepare, server_processes, serving
 from stock import server
 
+from dropserve.serving import lifecycle
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.runtime import free_ports
 
@@ -43,7 +44,7 @@ class Contestant:
         problem: what is wrong with the document that answers a question; empty if nothing is.
         spent: processor seconds so far, by part.
         steady: whether the same question must get the same bytes.
-        process: what is stopped while others are under load; None where it goes on.
+        family: what is stopped while others are under load; None where it goes on.
     """
 
     name: str
@@ -54,18 +55,18 @@ class Contestant:
     problem: Callable[[Any, int], str]
     spent: Callable[[], dict[str, float]]
     steady: bool = False
-    process: started.Server | None = None
+    family: started.Family | None = None
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
         """Let its processes go on for a while."""
-        if self.process:
-            self.process.thaw()
+        if self.family:
+            self.family.thaw()
         try:
             yield
         finally:
-            if self.process:
-                self.process.freeze()
+            if self.family:
+                self.family.freeze()
 
     @property
     def key(self) -> str:
@@ -136,6 +137,7 @@ class Host:
     names: tuple[str, ...]
     label: str
     about: str
+    restless: bool = False
 
 
 HOSTS = (
@@ -146,7 +148,13 @@ HOSTS = (
         "dropserve on ASGI",
         "one process of uvicorn, the shipped settings; Monte Carlo has a worker beside it",
     ),
-    Host("ray", ("ray",), "dropserve on Ray Serve", "one replica behind Ray's proxy, the shipped settings"),
+    Host(
+        "ray",
+        ("ray",),
+        "dropserve on Ray Serve",
+        "one replica behind Ray's proxy, the shipped settings",
+        restless=True,
+    ),
 )
 
 
@@ -163,19 +171,26 @@ def _ours(folder: Path, subject: Subject, oracle: answers.Oracle, host: Host) ->
                 parts = {"frontend": found["frontend"], "workers": found.get(endpoint, [])}
             return {key: started.processor_seconds(processes) for key, processes in parts.items()}
 
-        yield [
-            Contestant(
-                name,
-                f"{host.label}, MC of {SAMPLES}" if doubt else host.label,
-                "the Monte Carlo endpoint of the same server" if doubt else host.about,
-                f"{url}-mc" if doubt else url,
-                subject.bodies,
-                answers.mc(oracle) if doubt else answers.plain(oracle),
-                partial(spent, f"{NAME}-mc" if doubt else NAME),
-                steady=True,
-            )
-            for name, doubt in zip(host.names, (False, True), strict=False)
-        ]
+        state = lifecycle.running(folder / ".run")
+        family = started.Family(state.supervisor.pid) if state and host.restless else None
+        try:
+            yield [
+                Contestant(
+                    name,
+                    f"{host.label}, MC of {SAMPLES}" if doubt else host.label,
+                    "the Monte Carlo endpoint of the same server" if doubt else host.about,
+                    f"{url}-mc" if doubt else url,
+                    subject.bodies,
+                    answers.mc(oracle) if doubt else answers.plain(oracle),
+                    partial(spent, f"{NAME}-mc" if doubt else NAME),
+                    steady=True,
+                    family=family,
+                )
+                for name, doubt in zip(host.names, (False, True), strict=False)
+            ]
+        finally:
+            if family:
+                family.thaw()
 
 
 @dataclass(frozen=True)
@@ -299,5 +314,5 @@ def _peer(folder: Path, subject: Subject, oracle: answers.Oracle, peer: Peer) ->
             [json.dumps(question) for question in questions],
             answers.read_by(peer.read, oracle),
             process.processor_seconds,
-            process=process if peer.restless else None,
+            family=process.family if peer.restless else None,
         )

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import load
 import numpy as np
@@ -181,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--engine", choices=get_args(EngineName), default="torchserve")
+    parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
     parser.add_argument("--readings", type=Path, help="every reading of memory, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dropserve-soak-") as name:

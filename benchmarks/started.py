@@ -19,28 +19,22 @@ _MANNERS = 5.0  # seconds that it may take to end when asked to
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server: the process that all of its own descend from, and what it says."""
+class Family:
+    """A process that leads a session, and all that it has started."""
 
-    process: subprocess.Popen[bytes]
-    console: Path
+    root: int
 
-    def family(self) -> list[psutil.Process]:
+    def members(self) -> list[psutil.Process]:
         """The process, its descendants, and those of its session whose parent has gone."""
-        root = self.process.pid
         found: dict[int, psutil.Process] = {}
         with contextlib.suppress(psutil.NoSuchProcess):
-            head = psutil.Process(root)
+            head = psutil.Process(self.root)
             found = {p.pid: p for p in (head, *head.children(recursive=True))}
         for process in psutil.process_iter():
             with contextlib.suppress(OSError):
-                if os.getsid(process.pid) == root:
+                if os.getsid(process.pid) == self.root:
                     found.setdefault(process.pid, process)
         return list(found.values())
-
-    def processor_seconds(self) -> dict[str, float]:
-        """Processor time so far, of all processes together."""
-        return {"server": processor_seconds(self.family())}
 
     def freeze(self) -> None:
         """Stop all processes where they are: some servers look for work a thousand times a second."""
@@ -51,9 +45,26 @@ class Server:
         self._send(signal.SIGCONT)
 
     def _send(self, what: signal.Signals) -> None:
-        for process in self.family():
+        for process in self.members():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(what)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: the process that all of its own descend from, and what it says."""
+
+    process: subprocess.Popen[bytes]
+    console: Path
+
+    @property
+    def family(self) -> Family:
+        """All of its processes."""
+        return Family(self.process.pid)
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Processor time so far, of all processes together."""
+        return {"server": processor_seconds(self.family.members())}
 
     def last_words(self) -> str:
         """The end of what it has printed."""
@@ -118,13 +129,13 @@ def server(
 
 def _end(ending: Server) -> None:
     """Ask the first process to end, as a service manager would; then end what is left."""
-    ending.thaw()
-    family = ending.family()
+    ending.family.thaw()
+    family = ending.family.members()
     ending.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         ending.process.wait(_MANNERS)
     known = {process.pid for process in family}
-    family += [process for process in ending.family() if process.pid not in known]
+    family += [process for process in ending.family.members() if process.pid not in known]
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()  # by psutil, which tells a process from a later one of the same number

@@ -35,7 +35,7 @@ class Stock:
     def processor_seconds(self) -> dict[str, float]:
         """Processor time so far: of the frontend, and of the workers of both models together."""
         spent = {"frontend": 0.0, "workers": 0.0}
-        for process in self.server.family():
+        for process in self.server.family.members():
             with contextlib.suppress(psutil.NoSuchProcess):
                 what = "frontend" if Path(process.exe()).name == "java" else "workers"
                 spent[what] += started.processor_seconds([process])

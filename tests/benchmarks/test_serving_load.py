@@ -144,12 +144,12 @@ def test_a_frozen_server_does_nothing_until_it_is_thawed(tmp_path: Path, subject
     url, question = f"http://127.0.0.1:{port}/", {"row": subject.rows[0].tolist()}
     with started.server([str(PYTHON / "python"), "app.py", str(port)], folder) as server:
         server.await_answer(url, question)
-        server.freeze()
+        server.family.freeze()
         with pytest.raises(httpx.TimeoutException):
             httpx.post(url, json=question, timeout=0.5)
-        server.thaw()
+        server.family.thaw()
         assert httpx.post(url, json=question, timeout=10).status_code == 200
-        server.freeze()  # and its end is not in the way
-        family = server.family()
+        server.family.freeze()  # and its end is not in the way
+        family = server.family.members()
         assert len(family) == 2
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)

@@ -119,12 +119,24 @@ class Cluster:
 
     def processes(self, node: int) -> list[psutil.Process]:
         """Everything that runs there."""
+        return self._marked(f"{self._temp}-{node}")
+
+    def everything(self) -> list[psutil.Process]:
+        """What runs on both nodes, and what has started them."""
+        return self._marked(f"{self._temp}-")
+
+    def _marked(self, mark: str) -> list[psutil.Process]:
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == f"{self._temp}-{node}":
+                if process.environ().get(_MARK, "").startswith(mark):
                     found.append(process)
         return found
+
+    @property
+    def leader(self) -> int:
+        """The number of the process that has started both nodes."""
+        return self._nodes.pid
 
     def replicas(self, node: int) -> list[psutil.Process]:
         """The replicas of a node."""

@@ -22,10 +22,11 @@ from dropserve.client import Client
 from dropserve.errors import ServerError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.asgi.desk import FAST
-from dropserve.serving.asgi.engine import AsgiEngine
+from dropserve.serving.asgi.engine import AsgiEngine, read_token
 from dropserve.serving.asgi.inline import Inline
 from dropserve.serving.asgi.lane import Tuning
 from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.on_torchserve import TorchServeEngine
 from dropserve.serving.tuning import Properties
 from dropserve.store import Stored
 
@@ -289,6 +290,41 @@ def test_with_tls_and_token_only_who_has_both_gets_in(
             assert found["security"] == [{"token": []}]
         with pytest.raises(httpx.HTTPError):
             httpx.get(deployment.url.replace("https", "http"))
+
+
+@pytest.mark.slow
+def test_a_token_of_ones_own_and_none(
+    tmp_path: Path, mlp_version: Version, run_server: Callable[..., Any]
+) -> None:
+    """Asked for by hand it is asked for on loopback too; --no-token lets everybody in, wherever they are."""
+    file = tmp_path / "secret"
+    file.write_text("0123456789abcdef\n")
+    with run_server(tmp_path, [mlp_version], engine="asgi", token_file=file) as deployment:
+        assert httpx.get(f"{deployment.url}/v2").status_code == 401
+        given = {"authorization": "Bearer 0123456789abcdef"}
+        assert httpx.get(f"{deployment.url}/v2", headers=given).status_code == 200
+        assert (tmp_path / ".run" / "token").read_text() == "0123456789abcdef"
+        assert not deployment.drawn
+    with run_server(
+        tmp_path, [mlp_version], engine="asgi", host="0.0.0.0", tls=False, tokens=False
+    ) as deployment:
+        assert httpx.get(f"{deployment.url}/v2").status_code == 200
+
+
+@pytest.mark.parametrize("content", ["", "short", "two tokens are one too many", "ümlaut-0123456789"])
+def test_what_is_no_token_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    with pytest.raises(UsageError, match="expected one token, at least 16 letters"):
+        read_token(file)
+    with pytest.raises(UsageError, match="no token can be read"):
+        read_token(tmp_path / "nothing")
+
+
+def test_torchserve_draws_its_token_itself(tmp_path: Path) -> None:
+    options = Options(tmp_path, tmp_path, tmp_path, token_file=tmp_path / "token")
+    with pytest.raises(UsageError, match=r"TorchServe draws its token itself.*--engine asgi"):
+        TorchServeEngine().check(Properties({}, ()), options, tls=False)
 
 
 def test_a_keystore_is_javas() -> None:

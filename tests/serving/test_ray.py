@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from cluster import Cluster
 from python_hosts import server_process
 from same_requests import requests
@@ -129,14 +130,41 @@ def test_nothing_is_left_and_nothing_of_others_is_touched(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_with_its_supervisor_leaves_nothing_either(
+def test_replicas_grow_under_load_and_nothing_outlives_a_server_that_is_killed_with_its_supervisor(
     tmp_path: Path, mlp_version: Version, run_server: Callable[..., Any]
 ) -> None:
-    with run_server(tmp_path, [mlp_version], engine="ray") as deployment:
-        state = lifecycle.running(tmp_path / ".run")
-        assert state is not None
-        psutil.Process(state.supervisor.pid).kill()
+    scaling = yaml.safe_load(SHIPPED.read_text())
+    (options,) = scaling["applications"][0]["deployments"]
+    del options["num_replicas"]
+    options["autoscaling_config"] = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 1,
+        "upscale_delay_s": 1,
+        "look_back_period_s": 12,
+    }
+    options["ray_actor_options"] = {"num_cpus": 0.5}
+    (tmp_path / "ray-serve.yaml").write_text(yaml.safe_dump(scaling))
+    starting = run_server(tmp_path, [mlp_version], engine="ray", scaling=tmp_path / "ray-serve.yaml")
+    deployment = starting.__enter__()
+    title, deadline = "ray::ServeReplica:dropserve:dropserve", time.monotonic() + 60
+    body = {"instances": [ROW] * 200, "parameters": {"mc_samples": 200}}
+    with httpx.Client(base_url=deployment.url, timeout=60) as http, ThreadPoolExecutor(24) as pool:
+        while (
+            len([p for p in family(deployment) if p.cmdline()[:1] and p.cmdline()[0].startswith(title)]) < 2
+        ):
+            assert time.monotonic() < deadline, "it has not grown"
+            found = pool.map(lambda _: http.post("/predictions/mlp-mc", json=body).status_code, range(48))
+            assert set(found) == {200}
+    state = lifecycle.running(tmp_path / ".run")
+    assert state is not None
+    assert state.frontend is not None
+    psutil.Process(state.supervisor.pid).kill()
+    psutil.Process(state.frontend.pid).kill()
+    assert lifecycle.stop(tmp_path / ".run") is None, "nothing ran any more"
     assert marked(deployment) == []
+    assert not deployment.folder.exists()
+    assert not deployment.scratch.exists()
 
 
 def marked(deployment: Deployment) -> list[str]:

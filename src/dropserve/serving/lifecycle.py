@@ -103,16 +103,16 @@ def run(
 
 
 def stop(run_dir: Path) -> Deployment | None:
-    """Stop the server of this project, and nothing else.
+    """Stop the server of this project, and nothing else; what one that was killed has left is removed.
 
     Returns:
         What was stopped; None if nothing ran.
     """
-    state = running(run_dir)
+    state = read_state(run_dir)
     if state is None:
-        (run_dir / STATE).unlink(missing_ok=True)
+        (run_dir / STATE).unlink(missing_ok=True)  # it may be there and say nothing
         return None
-    host = engine(state.deployment.engine)
+    host, ran = engine(state.deployment.engine), running(run_dir) is not None
     state.supervisor.end(host.grace + _MORE)
     if state.frontend is not None:
         state.frontend.end(host.grace)  # where the supervisor was killed, not stopped
@@ -121,7 +121,7 @@ def stop(run_dir: Path) -> Deployment | None:
     for name in (STATE, TOKEN):
         (run_dir / name).unlink(missing_ok=True)
     _started[:] = [process for process in _started if process.poll() is None]
-    return state.deployment
+    return state.deployment if ran else None
 
 
 def _prepare(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: Options) -> Deployment:

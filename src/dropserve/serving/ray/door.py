@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dropserve.serving.ray")
 _FOLLOW = 1.0  # seconds between two looks at what is served
+_TOLD = 5.0  # seconds that a replica may take to say it
 _LOOK = 0.1
 _TRIES = 3
 _OURS = ("/v1/", "/v2", "/predictions/", "/metrics", "/openapi.json")
@@ -110,7 +111,7 @@ class Door:
             try:
                 handle = handle or await asyncio.to_thread(_handle)
                 waiting = {way.endpoint.name: way.queued for way in self._ways}
-                told: Description = await handle.describe.remote(self._name, waiting)
+                told: Description = await asyncio.wait_for(handle.describe.remote(self._name, waiting), _TOLD)
                 self._take(told, handle)
             except Exception as error:  # noqa: BLE001  # nothing is served now, or Ray is busy with it
                 log.debug("nothing is served yet: %s", error)

@@ -29,6 +29,7 @@ _QUICK = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # Ray looks ten times a second whether there is work for it
     "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1",  # a replica that has fallen silent is found out after it
 }
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
@@ -42,7 +43,7 @@ class RayEngine(AsgiEngine):
     """
 
     title = "Ray Serve"
-    longest_scratch = 45  # Ray adds session_DATE_TIME_PID/sockets/plasma_store.NUMBER
+    longest_scratch = 39  # a socket's path has 103 bytes on macOS, of which Ray takes 64
     grace = 20.0
 
     def __init__(self) -> None:

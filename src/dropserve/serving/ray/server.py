@@ -42,6 +42,7 @@ _TRIM = 30.0
 _WATCH = 0.5
 _VITAL = ("gcs_server", "raylet")
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
+_RAYS_LOGS = 24  # files of some starts
 _ASK = 5.0
 _SHOWN = ["/v2/health/live", "/v2/health/ready", "/v2/models/{model}", "/v2/models/{model}/ready", "/metrics"]
 log = logging.getLogger("dropserve.serving.ray")
@@ -59,6 +60,7 @@ def start(deployment: Deployment) -> None:
         (deployment.folder / name).unlink(missing_ok=True)
     logs = deployment.logs / "ray"
     logs.mkdir(parents=True, exist_ok=True)
+    _keep_newest(logs)
     ray.init(
         address="local",  # never another Ray of this machine
         num_cpus=math.ceil(scaling.processors) + 1,
@@ -84,6 +86,12 @@ def start(deployment: Deployment) -> None:
     source = Unpacked(file=deployment.folder / "deployment.json")
     app = application(source, scaling.options)
     serve.run(app, name=names.APPLICATION, route_prefix="/", logging_config=told)
+
+
+def _keep_newest(logs: Path) -> None:
+    """Ray names its logs by process and replica, so each start makes new ones."""
+    for old in sorted(logs.iterdir(), key=lambda path: path.stat().st_mtime)[:-_RAYS_LOGS]:
+        old.unlink()
 
 
 class Private:
