@@ -119,6 +119,35 @@ def test_the_weights_are_those_of_the_best_epoch(recipe: dict[str, Any]) -> None
     assert not fitted.model.training
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_best_epoch_may_be_that_of_the_best_score(recipe: dict[str, Any], task: str) -> None:
+    if task == "regression":
+        recipe |= {"task": "regression", "data": {"source": "make_regression", "samples": 200, "features": 4,
+                   "informative": 2, "noise": 5.0}}  # fmt: skip
+        recipe["training"] |= {"noise": "heteroscedastic"}
+    recipe["optimiser"]["learning_rate"] = 0.1
+    recipe["training"] |= {"monitor": "score", "patience": 9, "epochs": 60}
+    settings, dataset = ready(recipe)
+    fitted = fit(lambda: Normed(2 if task == "regression" else 3), dataset, settings)
+    sign = -1 if task == "classification" else 1
+    best = min(fitted.curve, key=lambda row: sign * row.score)  # the first, where several are as good
+    assert fitted.best == best
+    assert best != min(fitted.curve, key=lambda row: row.validation_loss), "the case is chosen to differ"
+    assert fitted.stopped_early
+    assert len(fitted.curve) == best.number + 9
+    rows = dataset.split.validation
+    with torch.no_grad():
+        output = fitted.model(torch.from_numpy(dataset.features[rows]))
+    target = torch.from_numpy(dataset.target[rows])
+    if task == "classification":
+        assert (output.argmax(1) == target).float().mean().item() == pytest.approx(best.score)
+    else:
+        scale = dataset.preprocessing.target
+        assert scale is not None
+        rmse = (output[:, 0] - target).square().mean().sqrt().item() * scale.scale[0]
+        assert rmse == pytest.approx(best.score, rel=1e-4)
+
+
 def test_early_stopping_waits_exactly_its_patience(recipe: dict[str, Any]) -> None:
     recipe["optimiser"]["learning_rate"] = 0.3
     fitted = run(recipe, epochs=200, patience=4)

@@ -106,7 +106,7 @@ def _train(
     if progress:
         done = len(progress.curve)
         console.print(f"resuming after epoch {done} of {epochs}; --fresh starts over", highlight=False)
-    with EpochBar(epochs, file.recipe.task, console) as bar:
+    with EpochBar(epochs, file.recipe, console) as bar:
         for row in progress.curve if progress else ():
             bar.on_epoch(row)
         run, fitted = train(prepared, project.store, bar, checkpoint)

@@ -23,7 +23,7 @@ from dropserve.errors import TrainingError, UsageError
 from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
 from dropserve.training.hardware import Hardware, choose_hardware
-from dropserve.training.learner import VALIDATION_LOSS, Batches, Epoch, Learner, Recorder
+from dropserve.training.learner import MONITORED, Batches, Epoch, Learner, Recorder
 from dropserve.training.recipe import Recipe
 from dropserve.training.seeding import seeded
 from dropserve.training.team import ALONE, OwnDraws, OwnSignals, Team
@@ -36,7 +36,7 @@ class Fitted:
     Attributes:
         model: on the CPU, in eval mode, with the weights of the best epoch.
         curve: a row for each epoch.
-        best: the row of the best epoch: the lowest validation loss.
+        best: the row of the best epoch, by what the recipe monitors.
         stopped_early: whether validation stopped improving before the last epoch.
         hardware: what it was trained on.
     """
@@ -82,7 +82,7 @@ def fit(
     settings = recipe.training
     hardware = choose_hardware(settings)
     device = hardware.device
-    recorder = Recorder(on_epoch, on_progress)
+    recorder = Recorder(recipe, on_epoch, on_progress)
     done = checkpoint.read() if checkpoint else None
     if team.size != hardware.devices and not (done and done.finished):
         raise UsageError(f"training.devices: got {hardware.devices}, but {team.size} processes train")
@@ -131,7 +131,7 @@ def _callbacks(
     if team.rank:
         callbacks.append(OwnDraws(recipe.training.seed, team.rank))
     if patience:
-        callbacks.append(EarlyStopping(VALIDATION_LOSS, patience=patience, check_finite=True))
+        callbacks.append(EarlyStopping(MONITORED, patience=patience, check_finite=True))
     if checkpoint:
         callbacks.append(Keeper(checkpoint, batches, epochs))
     return callbacks

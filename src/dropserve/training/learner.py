@@ -19,7 +19,7 @@ from dropserve.training.batches import batch_sizes
 from dropserve.training.recipe import AugmentationTable, OptimiserTable, Recipe
 from dropserve.training.team import ALONE, Team
 
-VALIDATION_LOSS = "validation_loss"
+MONITORED = "monitored"
 _BETA = 0.5
 _LEAST = 1e-6  # variance of the standardised target: torch's own guard against a likelihood without bound
 _HALVES = frozenset({torch.float16, torch.bfloat16})
@@ -44,6 +44,27 @@ class Epoch:
     score: float
     learning_rate: float
     seconds: float
+
+
+def monitored(loss: float, score: float, recipe: Recipe) -> float:
+    """What the best epoch has least of; no number where the loss is none.
+
+    Args:
+        loss: of the validation rows.
+        score: their accuracy or RMSE.
+        recipe: says which of them counts.
+    """
+    if recipe.training.monitor == "loss" or not math.isfinite(loss):
+        return loss
+    return -score if recipe.task == "classification" else score
+
+
+def is_better(row: Epoch, best: Epoch | None, recipe: Recipe) -> bool:
+    """Whether an epoch takes the place of the best one so far."""
+    figure = monitored(row.validation_loss, row.score, recipe)
+    if not math.isfinite(figure):
+        return False
+    return best is None or figure < monitored(best.validation_loss, best.score, recipe)
 
 
 class Batches:
@@ -129,7 +150,7 @@ class Learner(pl.LightningModule):
     def __init__(self, model: nn.Module, recipe: Recipe, unit: float = 1.0) -> None:
         super().__init__()
         self.model = model
-        self._classifies = recipe.task == "classification"
+        self._recipe, self._classifies = recipe, recipe.task == "classification"
         self._pair = recipe.training.noise == "heteroscedastic"
         self._smoothing = recipe.training.label_smoothing
         self._optimiser, self._epochs = recipe.optimiser, recipe.training.epochs
@@ -176,7 +197,7 @@ class Learner(pl.LightningModule):
         if self.trainer.world_size > 1:
             for each in (self.train_sum, self.validation_sum):
                 each.gather(self.trainer.strategy)
-        self.log(VALIDATION_LOSS, self.validation_sum.mean(0))
+        self.log(MONITORED, monitored(self.validation_sum.mean(0), self.score(), self._recipe))
 
     def score(self) -> float:
         """Validation accuracy, or RMSE in the target's unit, of the epoch that ended."""
@@ -254,11 +275,15 @@ class Recorder(pl.Callback):
     """Keeps the learning curve and the weights of the best epoch, and tells whoever watches.
 
     Args:
+        recipe: says which epoch is the best.
         on_epoch: called after each epoch.
         on_progress: called now and then with the epochs done so far, a fraction of the running one included.
     """
 
-    def __init__(self, on_epoch: Callable[[Epoch], None], on_progress: Callable[[float], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, on_epoch: Callable[[Epoch], None], on_progress: Callable[[float], None]
+    ) -> None:
+        self._recipe = recipe
         self.curve: list[Epoch] = []
         self.best: Epoch | None = None
         self.weights: dict[str, torch.Tensor] = {}
@@ -309,9 +334,7 @@ class Recorder(pl.Callback):
         pl_module.train_sum.clear()
         pl_module.validation_sum.clear()
         self.curve.append(row)
-        if math.isfinite(row.validation_loss) and (
-            self.best is None or row.validation_loss < self.best.validation_loss
-        ):
+        if is_better(row, self.best, self._recipe):
             self.best = row
             state = pl_module.model.state_dict()
             self.weights = {key: value.detach().clone() for key, value in state.items()}

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dropserve.training.curve import score_name
-from dropserve.training.learner import Epoch
+from dropserve.training.learner import Epoch, is_better
+from dropserve.training.recipe import Recipe
 
 
 class EpochBar:
@@ -16,12 +17,12 @@ class EpochBar:
 
     Args:
         epochs: how many there can be.
-        task: decides what the score is called.
+        recipe: says what the score is called, and which epoch is the best.
         console: where to draw.
     """
 
-    def __init__(self, epochs: int, task: str, console: Console) -> None:
-        self._score = score_name(task)
+    def __init__(self, epochs: int, recipe: Recipe, console: Console) -> None:
+        self._recipe, self._score = recipe, score_name(recipe.task)
         self._best: Epoch | None = None
         self._epochs = epochs
         self._progress = Progress(
@@ -46,10 +47,11 @@ class EpochBar:
 
     def on_epoch(self, row: Epoch) -> None:
         """Show the numbers of an epoch."""
-        if self._best is None or row.validation_loss < self._best.validation_loss:
+        if is_better(row, self._best, self._recipe):
             self._best = row
+        best = self._best.number if self._best else "none"
         numbers = (
             f"epoch {row.number}/{self._epochs}, loss {row.train_loss:.3f}, "
-            f"validation {row.validation_loss:.3f}, {self._score} {row.score:.4g}, best {self._best.number}"
+            f"validation {row.validation_loss:.3f}, {self._score} {row.score:.4g}, best {best}"
         )
         self._progress.update(self._task, completed=row.number, numbers=numbers)

@@ -16,6 +16,7 @@ from dropserve.training.stack.recipe import check_stackable
     ("table", "settings", "named"),
     [
         ("augmentation", {"flip": True}, "augmentation: many trainings"),
+        ("training", {"monitor": "score"}, "training.monitor = 'score': many trainings"),
         ("training", {"devices": 2}, r"training.devices = 2, .*in one process and in 32 bits"),
         ("training", {"precision": "bf16-mixed"}, "training.precision = 'bf16-mixed'"),
     ],

@@ -26,6 +26,11 @@ def check_stackable(recipe: Recipe) -> None:
     if recipe.augmentation.flip or recipe.augmentation.shift:
         raise UsageError("augmentation: many trainings at once do not augment; leave the table out")
     settings = recipe.training
+    if settings.monitor != "loss":
+        raise UsageError(
+            f"training.monitor = {settings.monitor!r}: many trainings at once keep the epoch with the lowest "
+            "validation loss; leave it out"
+        )
     if settings.devices > 1 or settings.precision not in {"auto", "32"}:
         raise UsageError(
             f"training.devices = {settings.devices}, training.precision = {settings.precision!r}: many "
