@@ -3,7 +3,7 @@
     python benchmarks/uci_tables.py [--data DIR] [--table NAME ...] [--splits N] [--workers 2] [--json PATH]
 
 It does what `dropserve bench uci` does, and keeps its results in the same folder: what is done is not done
-again, so it may be interrupted at any time. All six tables take about an hour of two cores. Minutes are those
+again, so it may be interrupted at any time. All six tables take 25 minutes of two cores. Minutes are those
 of the processor divided by two cores, which a busy machine does not change; those of the clock stand beside.
 """
 

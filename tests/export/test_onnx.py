@@ -123,3 +123,20 @@ def test_other_operator_sets(tmp_path: Path, opset: int) -> None:
     assert onnx.load(path).opset_import[0].version == opset
     got = OnnxProgram(path)({"input": x.numpy()})["output"]
     np.testing.assert_allclose(got, net(x)[0].detach().numpy(), atol=1e-6)
+
+
+def test_a_graph_that_fails_on_its_way_is_no_bare_error_of_onnxruntime() -> None:
+    helper = onnx.helper
+    table = onnx.numpy_helper.from_array(np.arange(3, dtype=np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "row"], ["y"])],
+        "gather",
+        [helper.make_tensor_value_info("row", onnx.TensorProto.INT64, ["N"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N"])],
+        [table],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    program = OnnxProgram(model.SerializeToString())
+    np.testing.assert_array_equal(program({"row": np.array([2, 0])})["y"], [2, 0])
+    with pytest.raises(ExportError, match=r"fails when it runs on row \[1\]: .*indices element out of data"):
+        program({"row": np.array([3])})

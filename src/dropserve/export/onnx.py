@@ -63,21 +63,32 @@ class OnnxProgram:
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
         content = str(source) if isinstance(source, Path) else source
+        self._name = source.name if isinstance(source, Path) else "a graph"
         try:
             self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            name = source.name if isinstance(source, Path) else "a graph"
             raise ExportError(
-                f"onnxruntime cannot load {name} on a CPU: {cause(error)}. It lacks an operator, or one in "
-                "this dtype (hardly any takes bfloat16): compute in float32, or in other operators."
+                f"onnxruntime cannot load {self._name} on a CPU: {cause(error)}. It lacks an operator, or "
+                "one in this dtype (hardly any takes bfloat16): compute in float32, or in other operators."
             ) from error
         self.inputs = tuple(node.name for node in self.session.get_inputs())
         self.outputs = tuple(node.name for node in self.session.get_outputs())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph; names that it does not take are ignored."""
+        """Run the graph; names that it does not take are ignored.
+
+        Raises:
+            ExportError: if onnxruntime gives up on the way.
+        """
         fed = {name: inputs[name] for name in self.inputs}
-        results = map(np.asarray, self.session.run(self.outputs, fed))
+        try:
+            results = map(np.asarray, self.session.run(self.outputs, fed))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in fed.items())
+            raise ExportError(
+                f"onnxruntime loads {self._name}, but fails when it runs on {shapes}: {cause(error)}. "
+                "Its export, or onnxruntime, treats an operator otherwise than PyTorch: compute in others."
+            ) from error
         return dict(zip(self.outputs, results, strict=True))
 
 
