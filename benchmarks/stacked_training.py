@@ -3,10 +3,11 @@
     python benchmarks/stacked_training.py [--epochs 40] [--repeats 3] [--json PATH]
 
 20 splits x 4 dropout rates of an MLP 8-50-50-1 on a table of 1,000 rows (900 to train), batches of 100,
-AdamW. Four ways, taking turns: as one stack; the same through `torch.func`, as a stack of any other module
-would be; a plain PyTorch loop, one member after the other; and Lightning, as `dropserve train` runs it, one
-after the other. The two that go one after the other get one thread, which is faster than two for networks
-of this size. Seconds of the clock and of the processor; ratios of both.
+AdamW. Five ways, taking turns: as one stack; the same through `torch.func`, as a stack of any other module
+would be; a plain PyTorch loop, one member after the other; the same loop with the optimiser's fused steps;
+and Lightning, as `dropserve train` runs it (fused too), one after the other. Those that go one after the
+other get one thread, which is faster than two for networks of this size. Seconds of the clock and of the
+processor; ratios of both.
 
 Equal results are checked on four members in float64: the same batches and masks through torch's own modules,
 autograd and optimiser.
@@ -68,12 +69,12 @@ def members(dtype: torch.dtype) -> list[Member]:
     return found
 
 
-def plain(member: Member, settings: StackSettings) -> nn.Module:
+def plain(member: Member, settings: StackSettings, *, fused: bool | None = None) -> nn.Module:
     """One member in a loop as it would be written for one network."""
     with seeded(member.seed):
         model = build(member.rate)
         optimiser = torch.optim.AdamW(
-            model.parameters(), lr=member.learning_rate, weight_decay=member.weight_decay
+            model.parameters(), lr=member.learning_rate, weight_decay=member.weight_decay, fused=fused
         )
         batches = Batches(member.train.features, member.train.target, settings.batch_size, member.seed)
         for _ in range(settings.epochs):
@@ -184,6 +185,7 @@ def main() -> None:
     if options.json:
         figures = {
             "over_plain": times["plain loop"][0] / ours[0],
+            "over_plain_fused": times["plain loop, fused"][0] / ours[0],
             "over_lightning": times["Lightning"][0] / ours[0],
             "over_plain_processor": times["plain loop"][1] / ours[1],
             "over_lightning_processor": times["Lightning"][1] / ours[1],
@@ -207,9 +209,9 @@ def take_turns(epochs: int, repeats: int, workers: int) -> dict[str, tuple[float
         stacking.stacked_net = net
         train_stack(build, every, squared_error, settings, workers=workers)
 
-    def one_by_one() -> None:
+    def one_by_one(*, fused: bool | None = None) -> None:
         for member in every:
-            plain(member, settings)
+            plain(member, settings, fused=fused)
 
     def by_lightning() -> None:
         for place in range(len(every)):  # every split has as many rows: the time is the same
@@ -221,6 +223,7 @@ def take_turns(epochs: int, repeats: int, workers: int) -> dict[str, tuple[float
         "stacked": lambda: stacked(own),
         "stacked, torch.func": lambda: stacked(StackedModule),
         "plain loop": one_by_one,
+        "plain loop, fused": lambda: one_by_one(fused=True),
         "Lightning": by_lightning,
     }
     first = StackSettings(1, BATCH)  # first calls pay for imports and caches
