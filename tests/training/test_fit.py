@@ -149,6 +149,35 @@ def test_the_best_epoch_may_be_that_of_the_best_score(recipe: dict[str, Any], ta
         assert rmse == pytest.approx(best.score, rel=1e-4)
 
 
+def test_the_last_epoch_may_be_kept_whatever_it_is(recipe: dict[str, Any]) -> None:
+    recipe["optimiser"]["learning_rate"] = 0.3
+    recipe["training"] |= {"monitor": "nothing", "patience": 0}
+    settings, dataset = ready(recipe)
+    fitted = fit(Normed, dataset, settings)
+    last = fitted.curve[-1]
+    assert fitted.best == last
+    assert len(fitted.curve) == settings.training.epochs
+    assert last.validation_loss > min(row.validation_loss for row in fitted.curve)
+    rows = dataset.split.validation
+    with torch.no_grad():
+        output = fitted.model(torch.from_numpy(dataset.features[rows]))
+    target = torch.from_numpy(dataset.target[rows])
+    assert nn.functional.cross_entropy(output, target).item() == pytest.approx(last.validation_loss, rel=1e-6)
+
+
+def test_a_last_epoch_without_a_loss_is_not_replaced_in_silence(recipe: dict[str, Any]) -> None:
+    class Breaks(Normed):
+        forwards = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.forwards += not self.training
+            return super().forward(x) * (float("nan") if self.forwards > 2 and not self.training else 1.0)
+
+    settings, dataset = ready(recipe, epochs=4, monitor="nothing", patience=0)
+    with pytest.raises(TrainingError, match=r"loss was nan in the last epoch, .*monitor = .nothing. keeps"):
+        fit(Breaks, dataset, settings)
+
+
 def test_early_stopping_waits_exactly_its_patience(recipe: dict[str, Any]) -> None:
     recipe["optimiser"]["learning_rate"] = 0.3
     fitted = run(recipe, epochs=200, patience=4)

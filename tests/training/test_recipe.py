@@ -83,6 +83,10 @@ def test_every_mistake_is_reported_at_once(recipe: dict[str, Any]) -> None:
             "data.classes: got 5; allowed: at most 2**data.informative (4)",
         ),
         ({"training": {"seed": -1}}, "training.seed: got -1; allowed: a whole number from 0 to 4294967295"),
+        (
+            {"training": {"monitor": "nothing"}},
+            'training.patience: got 15; with monitor = "nothing" nothing stops early: 0',
+        ),
         ({"training": {"epochs": True}}, "training.epochs: got true; allowed: a whole number"),
         ({"training": {"epochs": 2.0}}, "training.epochs: got 2.0; allowed: a whole number"),
         (

@@ -110,6 +110,13 @@ def fit(
             f"the validation loss was {recorder.curve[0].validation_loss} from the first epoch on; lower "
             f"optimiser.learning_rate (now {recipe.optimiser.learning_rate:g}), or mend the model"
         )
+    last = recorder.curve[-1]
+    if settings.monitor == "nothing" and recorder.best != last:
+        raise TrainingError(
+            f"the validation loss was {last.validation_loss} in the last epoch, the one that "
+            'training.monitor = "nothing" keeps; lower optimiser.learning_rate '
+            f"(now {recipe.optimiser.learning_rate:g})"
+        )
     model = learner.model.cpu()
     model.load_state_dict(recorder.weights)
     return Fitted(

@@ -54,9 +54,9 @@ def monitored(loss: float, score: float, recipe: Recipe) -> float:
         score: their accuracy or RMSE.
         recipe: says which of them counts.
     """
-    if recipe.training.monitor == "loss" or not math.isfinite(loss):
-        return loss
-    return -score if recipe.task == "classification" else score
+    if recipe.training.monitor == "score" and math.isfinite(loss):
+        return -score if recipe.task == "classification" else score
+    return loss
 
 
 def is_better(row: Epoch, best: Epoch | None, recipe: Recipe) -> bool:
@@ -64,7 +64,11 @@ def is_better(row: Epoch, best: Epoch | None, recipe: Recipe) -> bool:
     figure = monitored(row.validation_loss, row.score, recipe)
     if not math.isfinite(figure):
         return False
-    return best is None or figure < monitored(best.validation_loss, best.score, recipe)
+    return (
+        recipe.training.monitor == "nothing"
+        or best is None
+        or figure < monitored(best.validation_loss, best.score, recipe)
+    )
 
 
 class Batches:

@@ -229,7 +229,8 @@ class TrainingTable(_Table):
         epochs: passes over the training rows, at most.
         batch_size: rows a step.
         monitor: what makes an epoch the best: its validation ``loss``, or its ``score``, the validation
-            accuracy or RMSE. A classifier that grows surer may err less while its loss rises.
+            accuracy or RMSE. A classifier that grows surer may err less while its loss rises. By ``nothing``
+            the last epoch is kept.
         patience: stop after so many epochs that were not better; 0 never stops early. The weights of the best
             epoch are kept either way.
         label_smoothing: classification: share of the target that is spread over all classes.
@@ -244,8 +245,11 @@ class TrainingTable(_Table):
     epochs: Count = 100
     batch_size: Annotated[int, Field(ge=2, description="a whole number, 2 or more")] = 64
     monitor: Annotated[
-        Literal["loss", "score"],
-        Field(description="loss or score (validation accuracy or RMSE), by which the best epoch is kept"),
+        Literal["loss", "score", "nothing"],
+        Field(
+            description="loss or score (validation accuracy or RMSE), by which the best epoch is kept, or "
+            "nothing, which keeps the last one"
+        ),
     ] = "loss"
     patience: Annotated[int, Field(ge=0, description="a whole number of epochs; 0 never stops early")] = 15
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 0.0

@@ -22,6 +22,7 @@ from dropserve.training.recipe import (
     NpzData,
     ParquetData,
     Recipe,
+    TrainingTable,
 )
 from dropserve.training.recipe_columns import ColumnKeys
 
@@ -187,10 +188,16 @@ def _training_problems(content: Mapping[str, Any]) -> list[str]:
     training = content.get("training", {})
     if not isinstance(training, dict):
         return []
+    problems: list[str] = []
     size, count = training.get("batch_size", 64), training.get("devices", 1)
     if isinstance(size, int) and isinstance(count, int) and count > 1 and 2 <= size < 2 * count:
-        return [f"training.batch_size: got {size}; allowed: at least 2 * training.devices ({2 * count})"]
-    return []
+        problems.append(
+            f"training.batch_size: got {size}; allowed: at least 2 * training.devices ({2 * count})"
+        )
+    patience = training.get("patience", TrainingTable().patience)  # type: ignore[call-arg]  # all have defaults
+    if training.get("monitor") == "nothing" and patience:
+        problems.append(f'training.patience: got {patience}; with monitor = "nothing" nothing stops early: 0')
+    return problems
 
 
 def _model_problems(table: object, folder: Path) -> list[str]:
