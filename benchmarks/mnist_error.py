@@ -3,10 +3,10 @@
     python benchmarks/mnist_error.py [--data DIR] [--seeds 3] [--epochs N] [--hidden N] [--json PATH]
 
 It goes through the recipe (benchmarks/recipes/mnist.toml), the training and the measuring of
-`dropserve train`. The weights are those of the epoch with the best validation accuracy; test images choose
-nothing. A training goes on from its last finished epoch after an interruption, and what is done is kept under
---results. One training takes some 12 minutes of a core that multiplies in bfloat16, and several times as long
-on another. Fewer epochs or units are labelled, and are not the promised figure.
+`dropserve train`. Test images choose nothing: the last epoch is kept. A training goes on from
+its last finished epoch after an interruption, and what is done is kept under --results. One takes some 12
+minutes of a core that multiplies in bfloat16, several times as long on another. Fewer epochs or units are
+labelled, and are not the promised figure.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/overfit_study.py [--data DIR] [--only NAME ...] [--docs DIR] [--json PATH]
 
 The study is that of `dropserve overfit`: the recipes as they are shipped, and for MNIST the net
-784-512-512-10 for 20 epochs in 32 bits with plain labels. What was trained is kept under --results and not
-trained again. --docs writes the pictures (docs/overfit-NAME.png). The gains are those of the rate that the
-validation rows choose, on test rows, in points of accuracy or in the unit of the target; beside each stands
-half its 95% interval.
+784-512-512-10 (ReLU) for 20 epochs in 32 bits, with 6,000 images to validate on. What was trained is kept
+under --results and not trained again. --docs writes the pictures (docs/overfit-NAME.png). The gains are those
+of the rate that the validation rows choose, on test rows, in points of accuracy or in the unit of the target;
+beside each stands half its 95% interval.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ SEEDS = {"mnist": 3}
 SMALL = {"mnist": 1000}
 MNIST = {
     "model.arguments.hidden": [512, 512],
+    "model.arguments.pieces": 1,
+    "split.validation": 0.1,
     "training.epochs": 20,
     "training.batch_size": 128,
-    "training.label_smoothing": 0.0,
     "training.monitor": "loss",
     "training.precision": "32",
 }

@@ -25,6 +25,18 @@ class MyModel(nn.Module):
         return self.output(self.dropout(self.activation(self.hidden(x))))
 
 
+class Greatest(nn.Module):
+    """Of each group of neighbouring features the greatest: ``[N, units * pieces]`` to ``[N, units]``."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A hidden layer's non-linearity."""
+        return x.unflatten(1, (-1, self.pieces)).amax(2)
+
+
 class MLP(nn.Module):
     """A multilayer perceptron with dropout after each hidden layer, and on the inputs if asked.
 
@@ -34,6 +46,8 @@ class MLP(nn.Module):
         hidden: units in each hidden layer.
         dropout: share of hidden units dropped.
         input_dropout: share of inputs dropped; 0 for none.
+        pieces: 1 for ReLU; else a unit is the greatest of so many linear ones: maxout, which was made to
+            go with dropout (Goodfellow et al. 2013).
     """
 
     def __init__(
@@ -43,12 +57,14 @@ class MLP(nn.Module):
         hidden: list[int] | None = None,
         dropout: float = 0.5,
         input_dropout: float = 0.0,
+        pieces: int = 1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
         width = inputs
         for units in hidden or [64, 64]:
-            layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
+            bend = nn.ReLU() if pieces == 1 else Greatest(pieces)
+            layers += [nn.Linear(width, units * pieces), bend, nn.Dropout(dropout)]
             width = units
         self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
 
