@@ -118,6 +118,16 @@ def test_options_of_the_command_line_are_checked_like_the_file(recipe: dict[str,
     ]
 
 
+def test_what_replaces_a_value_reaches_tables_within_tables(recipe: dict[str, Any]) -> None:
+    before = copy.deepcopy(recipe)
+    changed = check_recipe(recipe, WHERE, {"model.arguments.dropout": 0.0, "model.arguments.hidden": [7]})
+    assert changed.model.arguments == {**recipe["model"]["arguments"], "dropout": 0.0, "hidden": [7]}
+    assert recipe == before, "the file's content is left alone"
+    recipe["training"] = 3
+    (problem,) = problems(recipe, **{"training.seed": 1})
+    assert problem.startswith("training: got 3")
+
+
 def test_the_seed_of_the_split_is_not_the_seed_of_training(recipe: dict[str, Any]) -> None:
     checked = check_recipe(recipe, WHERE, {"training.seed": 7})
     assert checked.split.seed == 0

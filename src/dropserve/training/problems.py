@@ -129,10 +129,20 @@ def _allowed(field: FieldInfo | None) -> str:
 
 
 def with_overrides(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a recipe's content with ``table.key`` replaced; tables that are missing are made."""
+    """A copy of a recipe's content with ``table.key`` replaced, or a key of a table within a table.
+
+    Tables that are missing are made; what stands in the place of one is left for the checks to report.
+    """
     result = dict(content)
-    for key, value in overrides.items():
-        table, _, name = key.rpartition(".")
-        inner = result.get(table, {})
-        result[table] = {**inner, name: value} if isinstance(inner, dict) else inner
+    for path, value in overrides.items():
+        *tables, key = path.split(".")
+        inner = result
+        for name in tables:
+            table = inner.get(name, {})
+            if not isinstance(table, dict):
+                break
+            inner[name] = dict(table)
+            inner = inner[name]
+        else:
+            inner[key] = value
     return result
