@@ -120,6 +120,21 @@ def test_the_weights_are_those_of_the_best_epoch(recipe: dict[str, Any]) -> None
     assert not fitted.model.training
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_complex_parameters_learn_too(recipe: dict[str, Any], name: str) -> None:
+    class Waves(Normed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phase = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward((x * self.phase).real)
+
+    settings, dataset = ready(recipe | {"optimiser": {"name": name}})
+    before, fitted = torch.ones(4, dtype=torch.complex64), fit(Waves, dataset, settings)
+    assert not torch.equal(fitted.model.state_dict()["phase"], before)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_the_best_epoch_may_be_that_of_the_best_score(recipe: dict[str, Any], task: str) -> None:
     if task == "regression":
