@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,27 @@ def test_overfitting_is_told_from_the_curve(make: Make) -> None:
     assert "accuracy is 91.0% on the former and 87.0% on the latter" in found.words[2]
     losses = table(found, "loss")
     assert losses["validation, dropout off"] == ("0.2", "0.4")
+
+
+@pytest.mark.parametrize("monitor", ["score", "nothing"])
+def test_an_epoch_kept_for_another_reason_is_not_said_to_have_the_lowest_loss(
+    make: Make, monitor: str
+) -> None:
+    metrics = {"validation_accuracy": 0.91, "best_epoch": 4.0}
+    evidence = make(run_changes={"metrics": metrics})
+    asked = evidence.run.manifest.model_copy(update={"recipe": {"training": {"monitor": monitor}}})
+    page = compose(replace(evidence, run=replace(evidence.run, manifest=asked)))
+    (learned,) = section(page, "curves").words
+    assert "epoch 4 are kept" in learned
+    assert "lowest" not in learned
+    assert (
+        "as the recipe asks" if monitor == "nothing" else "score on the validation rows was best"
+    ) in learned
+    found = section(page, "overfitting")
+    assert "after epoch 3, where it was lowest, validation loss rose by 100%" in found.words[0]
+    assert "Epoch 4 is kept all the same" in found.words[0]
+    assert "is 0.4 on validation rows" in found.words[1]
+    assert table(found, "loss")["validation, dropout off"] == ("0.4", "0.4")
 
 
 def test_examples_are_the_ends_of_the_order_by_entropy(make: Make, class_rows: Rows) -> None:

@@ -12,6 +12,7 @@ from dropserve.store import hash_folder
 from .answers import calibration_of
 from .content import Section, Table
 from .evidence import Evidence
+from .learning import monitor_of
 from .words import count, listed, number, percent, size, spaced
 
 _SHARES = ("accuracy",)
@@ -97,7 +98,8 @@ def _quality(run: RunManifest) -> str:
         return "How good it is was not measured by dropserve: the run carries no metrics."
     many = rows.get(part) if isinstance(rows, dict) else None
     on = f"On {many:,} {part} rows" if isinstance(many, int) else f"On the {part} rows"
-    aside = " that were kept aside from training" if part == "test" else " (which chose the best epoch)"
+    chose = "" if monitor_of(run) == "nothing" else " (which chose the best epoch)"
+    aside = " that were kept aside from training" if part == "test" else chose
     if f"{part}_accuracy" in m:
         return f"{on}{aside} it is right {percent(m[f'{part}_accuracy'])} of the time."
     if f"{part}_rmse" in m:

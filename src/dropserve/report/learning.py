@@ -8,6 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dropserve.manifest import RunManifest
+
 from .content import Plot, Section, Table
 from .evidence import Evidence
 from .svg import Axis, Line, Mark, draw
@@ -15,6 +17,11 @@ from .words import number, percent, spaced
 
 CURVE = "learning_curve.csv"
 Curve = dict[str, NDArray[np.float64]]
+_WHY = {
+    "loss": "there, the loss on the validation rows was lowest",
+    "score": "there, the score on the validation rows was best",
+    "nothing": "the last ones, as the recipe asks",
+}
 _NO_CURVE = (
     f"The run has no {CURVE}: the model was trained elsewhere and imported, and dropserve did not watch."
 )
@@ -31,6 +38,13 @@ def read_curve(evidence: Evidence) -> Curve | None:
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
+def monitor_of(run: RunManifest) -> str:
+    """By what the kept epoch was chosen; the lowest validation loss, unless the recipe says otherwise."""
+    training = run.recipe.get("training")
+    found = training.get("monitor") if isinstance(training, dict) else None
+    return found if found in ("score", "nothing") else "loss"
+
+
 def curves(evidence: Evidence) -> Section:
     """Losses and score, epoch by epoch."""
     curve = read_curve(evidence)
@@ -42,7 +56,7 @@ def curves(evidence: Evidence) -> Section:
         (
             f"Training ran for {len(epochs)} epochs, each one pass over the training rows. The weights of "
             f"epoch "
-            f"{int(epochs[best])} are kept: there, the loss on the validation rows was lowest."
+            f"{int(epochs[best])} are kept: {_WHY[monitor_of(evidence.run.manifest)]}."
         ),
     )
     pair = evidence.manifest.preprocessing.heteroscedastic
@@ -90,9 +104,14 @@ def overfitting(evidence: Evidence) -> Section:
         return Section("overfitting", title, absent=_NO_CURVE)
     epochs, best = curve["epoch"], _best(evidence, curve)
     train, validation = curve["train_loss"], curve["validation_loss"]
-    low, last = float(validation[best]), float(validation[-1])
+    kept, last, lowest = float(validation[best]), float(validation[-1]), int(np.argmin(validation))
     nats = evidence.manifest.preprocessing.heteroscedastic  # this loss may be below 0, so it has no ratios
-    words = [_tail(len(epochs) - 1 - best, low, last, nats=nats), _gap(float(train[best]), low)]
+    other = None if lowest == best else (int(epochs[lowest]), int(epochs[best]))
+    low = float(validation[lowest])
+    words = [
+        _tail(len(epochs) - 1 - lowest, low, last, nats=nats, other=other),
+        _gap(float(train[best]), kept),
+    ]
     compared = _validation_against_test(metrics)
     if compared:
         words.append(compared)
@@ -117,7 +136,7 @@ def overfitting(evidence: Evidence) -> Section:
             ("loss", f"epoch {int(epochs[best])} (kept)", f"epoch {int(epochs[-1])} (last)"),
             (
                 ("training, dropout on", number(float(train[best])), number(float(train[-1]))),
-                ("validation, dropout off", number(low), number(last)),
+                ("validation, dropout off", number(kept), number(last)),
             ),
         ),
     )
@@ -136,7 +155,9 @@ def _best(evidence: Evidence, curve: Curve) -> int:
     return int(found[0]) if len(found) else int(np.argmin(curve["validation_loss"]))
 
 
-def _tail(later: int, low: float, last: float, *, nats: bool) -> str:
+def _tail(later: int, low: float, last: float, *, nats: bool, other: tuple[int, int] | None) -> str:
+    """What validation loss did after its lowest; ``other``: that epoch and the kept one, if they differ."""
+    after = "the one that was kept" if other is None else f"epoch {other[0]}, where it was lowest"
     if later == 0:
         return (
             "Validation loss was still at its lowest when training ended: there is no sign of overfitting, "
@@ -148,13 +169,16 @@ def _tail(later: int, low: float, last: float, *, nats: bool) -> str:
         rise = rise / low if low > 0 else math.nan
     if math.isnan(rise) or rise < 0.05:
         return (
-            f"In the {later} epochs after the one that was kept, validation loss stayed within "
+            f"In the {later} epochs after {after}, validation loss stayed within "
             f"{'0.05 nats' if nats else '5%'} of its lowest value: there is no sign of overfitting."
         )
+    how = f"{rise:.2f} nats" if nats else percent(rise, 0)
+    rose = f"In the {later} epochs after {after}, validation loss rose by {how}: "
+    if other is None:
+        return f"{rose}training longer would have overfitted. That is why an earlier epoch was kept."
     return (
-        f"In the {later} epochs after the one that was kept, validation loss rose by "
-        f"{f'{rise:.2f} nats' if nats else percent(rise, 0)}: training longer would have overfitted. That is "
-        "why an earlier epoch was kept."
+        f"{rose}by this loss, training longer overfitted. Epoch {other[1]} is kept all the same, as the "
+        "recipe asks."
     )
 
 

@@ -56,7 +56,7 @@ def write_curve_png(
     losses.plot(
         epochs, [row.validation_loss for row in curve], color="#1f6fb4", label="validation, dropout off"
     )
-    losses.plot(best.number, best.validation_loss, "o", color="#c23b22", label=f"best: epoch {best.number}")
+    losses.plot(best.number, best.validation_loss, "o", color="#c23b22", label=f"kept: epoch {best.number}")
     classifies = task == "classification"
     losses.set(
         xlabel="epoch",
