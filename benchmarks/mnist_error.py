@@ -5,7 +5,7 @@
 It goes through the recipe (benchmarks/recipes/mnist.toml), the training and the measuring of
 `dropserve train`. Test images choose nothing: the last epoch is kept. A training goes on from
 its last finished epoch after an interruption, and what is done is kept under --results. One takes some 12
-minutes of a core that multiplies in bfloat16, several times as long on another. Fewer epochs or units are
+minutes of a core that multiplies in bfloat16, longer on another. Fewer epochs or units are
 labelled, and are not the promised figure.
 """
 

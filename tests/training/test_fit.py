@@ -22,7 +22,7 @@ from dropserve.store import Store
 from dropserve.training.data import Dataset, load_dataset
 from dropserve.training.fit import Fitted, fit
 from dropserve.training.hardware import choose_device
-from dropserve.training.learner import Batches, Epoch, beta_nll, gaussian_nll
+from dropserve.training.learner import Batches, Epoch
 from dropserve.training.recipe import Recipe
 from dropserve.training.recipe_file import RecipeFile, check_recipe
 from dropserve.training.run import prepare, train
@@ -214,22 +214,6 @@ def test_regression_tells_rmse_in_the_targets_unit(recipe: dict[str, Any]) -> No
     predicted = standardised * target.scale[0] + target.mean[0]
     rmse = np.sqrt(np.mean((predicted - dataset.table.target[rows]) ** 2))
     assert fitted.best.score == pytest.approx(rmse, rel=1e-4)
-
-
-def test_the_loss_of_a_heteroscedastic_head_is_scipys_and_its_gradient_is_the_papers() -> None:
-    rng = np.random.default_rng(0)
-    output = torch.tensor(rng.normal(size=(7, 2)), requires_grad=True)
-    target = torch.tensor(rng.normal(size=7))
-    mean, log_variance = output.detach().numpy().T
-    expected = -norm.logpdf(target.numpy(), mean, np.exp(log_variance / 2))
-    np.testing.assert_allclose(gaussian_nll(output, target).detach().numpy(), expected)
-    beta_nll(output, target).mean().backward()
-    variance, residual = np.exp(log_variance), mean - target.numpy()
-    assert output.grad is not None
-    # equations 4 and 5 of Seitzer et al. with beta 0.5, for log variances and a mean over rows
-    np.testing.assert_allclose(output.grad[:, 0], residual / variance**0.5 / 7)
-    slope = (variance - residual**2) / (2 * variance**1.5) * variance / 7
-    np.testing.assert_allclose(output.grad[:, 1], slope)
 
 
 def test_a_heteroscedastic_regressor_scores_its_values_and_stops_by_its_likelihood(

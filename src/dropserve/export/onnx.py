@@ -87,7 +87,7 @@ class OnnxProgram:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in fed.items())
             raise ExportError(
                 f"onnxruntime loads {self._name}, but fails when it runs on {shapes}: {cause(error)}. "
-                "Its export, or onnxruntime, treats an operator otherwise than PyTorch: compute in others."
+                "If PyTorch computes the same rows, an operator was exported wrongly: compute in others."
             ) from error
         return dict(zip(self.outputs, results, strict=True))
 
