@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 SERVE_FLAGS := $(if $(filter 0,$(MC)),--no-mc) $(if $(VERSION),--version $(VERSION)) $(if $(PORT),--port $(PORT)) $(if $(ENGINE),--engine $(ENGINE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export serve stop predict overfit test test-all lint format peers bench soak accept clean
+.PHONY: help setup train export serve stop predict overfit test test-all test-gpu lint format peers bench soak accept clean
 .NOTPARALLEL:
 
 help: ## list the targets
@@ -51,7 +51,10 @@ test: setup ## the fast tests, a real TorchServe among them (JOBS=2 at a time)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: setup ## every test, the slow ones too
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not soak" --timeout 1200
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not soak and not gpu" --timeout 1200
+
+test-gpu: setup ## what needs a CUDA device; without one it says that it skips
+	@$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 lint: setup ## ruff, pyright and the import direction
 	@$(BIN)/ruff format --check .

@@ -84,6 +84,14 @@ def test_a_constructor_that_fails_is_shown_with_its_arguments(file: Path) -> Non
         load_class("net.py:Net", file.parent).build({"n": "x"})
 
 
+def test_a_constructor_that_chooses_a_device_is_refused(file: Path) -> None:
+    file.write_text(SOURCE.replace("2)", "2); self.to('meta')"))
+    with pytest.raises(
+        ModelSourceError, match=r"Net: weight is on meta; .*name no device in its constructor"
+    ):
+        load_class(f"{file}:Net").build({})
+
+
 def test_arguments_are_json_or_text() -> None:
     pairs = ["a=3", "b=0.5", "c=true", "d=[1,2]", "e=relu", 'f="3"', "g=x=y", "h="]
     assert parse_arguments(pairs) == {

@@ -52,16 +52,19 @@ class ModelClass:
         """Call the constructor.
 
         Raises:
-            ModelSourceError: if it refuses the arguments or fails.
+            ModelSourceError: if it refuses the arguments, fails, or puts the model on another device than the
+            CPU.
         """
         try:
-            return self.cls(**arguments)
+            model = self.cls(**arguments)
         except Exception as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise ModelSourceError(
                 f"{self.spec}({given}) failed: {type(error).__name__}: {error}. "
                 f"Its constructor is {self.cls.__name__}{inspect.signature(self.cls)}."
             ) from error
+        require_cpu(model, "name no device in its constructor; training.device of a recipe moves it")
+        return model
 
 
 def load_class(spec: str, base: Path | None = None) -> ModelClass:
@@ -241,6 +244,23 @@ def require_python(model: nn.Module) -> None:
         "expected modules of Python, as neither masks nor exporters can follow TorchScript. Build that part "
         "from its class; its weights fit as they are, since their names stay the same."
     )
+
+
+def require_cpu(model: nn.Module, remedy: str) -> None:
+    """Refuse a model that is not on the CPU, where it is looked at, checked and exported.
+
+    Args:
+        model: any module.
+        remedy: what to do, for the message.
+
+    Raises:
+        ModelSourceError: naming a tensor of it, and its device.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ModelSourceError(
+                f"{type(model).__name__}: {name} is on {tensor.device}; expected a model on the CPU: {remedy}"
+            )
 
 
 def build_served(run: Stored[RunManifest]) -> ServedModel:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dropserve.dropout.program import masked_program
 from dropserve.dropout.sites import find_sites
-from dropserve.errors import BatchAxisError, DropoutError, UnmaskableError
+from dropserve.errors import BatchAxisError, DropoutError, ModelSourceError, UnmaskableError
 from dropserve.manifest import Preprocessing
 from dropserve.model import ServedModel
 from dropserve.signature import TensorSpec, parse_input
@@ -284,6 +284,11 @@ def test_nothing_of_the_user_s_is_changed(network):
     assert np.array_equal(np.random.get_state()[1], generators[1])  # noqa: NPY002
     assert random.getstate() == generators[2]
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_a_model_elsewhere_than_on_the_cpu_is_told_to_come():
+    with pytest.raises(ModelSourceError, match=r"Linear: weight is on meta; .*model\.cpu\(\)"):
+        find_sites(nn.Linear(4, 2, device="meta"), [parse_input("4")])
 
 
 def test_a_model_that_fails_or_cannot_be_copied_says_so():

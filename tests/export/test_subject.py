@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dropserve.columns import Column
-from dropserve.errors import DataError
+from dropserve.errors import DataError, ModelSourceError
 from dropserve.export.artefacts import build
 from dropserve.export.parity import parity_checks
 from dropserve.export.settings import ExportSettings
@@ -30,6 +30,11 @@ def test_the_same_arguments_give_the_same_rows_and_no_generator_moves() -> None:
     assert not torch.equal(first["input"], other["input"])
     assert torch.equal(torch_before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002  # under test
+
+
+def test_a_model_elsewhere_than_on_the_cpu_is_told_to_come() -> None:
+    with pytest.raises(ModelSourceError, match=r"Linear: weight is on meta; .*model\.cpu\(\)"):
+        Subject("net", nn.Linear(4, 2, device="meta"), (parse_input("4"),))
 
 
 def test_real_rows_come_first_and_are_real() -> None:

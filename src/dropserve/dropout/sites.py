@@ -12,6 +12,7 @@ from dropserve.dropout.examples import example_rows, shortened, variable_axes
 from dropserve.dropout.flags import configured, copied, flags, live_events, run
 from dropserve.dropout.record import Event, Recording
 from dropserve.errors import UnmaskableError
+from dropserve.model import require_cpu
 from dropserve.signature import Axis, Site, TensorSpec
 
 
@@ -50,6 +51,7 @@ def find_sites(
         The sites; empty if nothing is dropped (a rate of 0 drops nothing).
 
     Raises:
+        ModelSourceError: if the module is not on the CPU.
         UnmaskableError: if something random is no dropout, or cannot be replaced by a mask.
         BatchAxisError: if the axis of the rows cannot be told for a site.
     """
@@ -60,6 +62,7 @@ def find_plan(
     module: nn.Module, inputs: Sequence[TensorSpec], examples: Mapping[str, Tensor] | None = None
 ) -> Plan:
     """The sites of a model, and how to mask them; see :func:`find_sites`."""
+    require_cpu(module, "give it as model.cpu(); a masked program can be moved to a GPU")
     pristine = copied(module)
     rows = example_rows(inputs, ROWS, examples)
     live = live_events(pristine, rows)

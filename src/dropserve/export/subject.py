@@ -13,6 +13,7 @@ from torch import nn
 
 from dropserve.columns import Column
 from dropserve.errors import DataError
+from dropserve.model import require_cpu
 from dropserve.signature import Axis, TensorSpec
 
 InputKind = Literal["rows", "random", "zeros", "large", "missing"]
@@ -42,6 +43,7 @@ class Subject:
     _bounds: dict[str, tuple[int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        require_cpu(self.module, "give it as model.cpu(); the files run on a GPU none the less")
         if self.rows is not None:
             _check_rows(self.name, self.inputs, self.rows)
         integers = [spec for spec in self.inputs if spec.numpy_dtype.kind in "iu"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import warnings
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from dropserve.errors import TrainingError, UsageError
+from dropserve.training.accelerator import accelerated
 from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
 from dropserve.training.hardware import Hardware, choose_hardware
@@ -74,7 +74,8 @@ def fit(
         team: this process among those that train; each of them calls this function.
 
     Raises:
-        TrainingError: if the loss stopped being a number, or the checkpoint is damaged.
+        TrainingError: if the loss stopped being a number, the checkpoint is damaged, or the model does not
+            fit the device.
         OSError: if the checkpoint cannot be written.
         UsageError: if the device is not there, or the team is not of the size that the recipe asks for.
         KeyboardInterrupt: on Ctrl-C; nothing was written.
@@ -90,8 +91,8 @@ def fit(
         team.at_work(device),
         seeded(settings.seed, device),
         _quiet(),
-        _deterministic(device),
         _interruptible(),
+        accelerated(hardware),
     ):
         target = dataset.preprocessing.target
         learner = Learner(build(), recipe, unit=target.scale[0] if target else 1.0)
@@ -213,24 +214,6 @@ def _quiet() -> Generator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _deterministic(device: str) -> Generator[None]:
-    """On an accelerator, kernels that give the same sums every time, where torch has them."""
-    if device == "cpu":
-        yield
-        return
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products may differ
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @contextmanager

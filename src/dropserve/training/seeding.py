@@ -10,11 +10,18 @@ import numpy as np
 import torch
 
 
-def seed_all(seed: int) -> None:
-    """Seed torch, on every device, numpy and Python."""
+def seed_all(seed: int, device: str = "cpu") -> None:
+    """Seed torch, on the CPU and on the device in use, numpy and Python.
+
+    ``torch.manual_seed`` would seed GPUs that others use, and those that nobody has begun to use yet.
+    """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the user's model may use it
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device == "mps":
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager
@@ -22,7 +29,7 @@ def seeded(seed: int, device: str = "cpu") -> Generator[None]:
     """Seed torch, numpy and Python inside, and leave their states as they were outside."""
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # see above
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-        seed_all(seed)
+        seed_all(seed, device)
         try:
             yield
         finally:

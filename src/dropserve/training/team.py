@@ -120,9 +120,8 @@ class OwnDraws(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed from the training seed, the rank and the epoch."""
-        del pl_module
         key = (self._seed, self._rank, trainer.current_epoch)
-        seed_all(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed_all(int(np.random.SeedSequence(key).generate_state(1)[0]), pl_module.device.type)
 
 
 class _Known(ClusterEnvironment):

@@ -18,6 +18,11 @@ from dropserve.training.stack.recipe import check_stackable
         ("augmentation", {"flip": True}, "augmentation: many trainings"),
         ("training", {"monitor": "score"}, "training.monitor = 'score': many trainings"),
         ("training", {"devices": 2}, r"training.devices = 2, .*in one process and in 32 bits"),
+        (
+            "training",
+            {"device": "cuda"},
+            r"training.device = 'cuda': many trainings .*on the CPU; leave it out",
+        ),
         ("training", {"precision": "bf16-mixed"}, "training.precision = 'bf16-mixed'"),
     ],
 )

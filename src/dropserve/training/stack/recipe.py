@@ -31,6 +31,11 @@ def check_stackable(recipe: Recipe) -> None:
             f"training.monitor = {settings.monitor!r}: many trainings at once keep the epoch with the lowest "
             "validation loss; leave it out"
         )
+    if settings.device not in {"auto", "cpu"}:
+        raise UsageError(
+            f"training.device = {settings.device!r}: many trainings at once run on the CPU; leave it out, or "
+            "write 'cpu'"
+        )
     if settings.devices > 1 or settings.precision not in {"auto", "32"}:
         raise UsageError(
             f"training.devices = {settings.devices}, training.precision = {settings.precision!r}: many "
