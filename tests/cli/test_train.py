@@ -25,6 +25,7 @@ source = "iris"
 [training]
 epochs = 3
 batch_size = 32
+device = "cpu"
 """
 
 

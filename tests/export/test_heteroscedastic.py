@@ -55,7 +55,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Stored[Ver
         },
         "data": {"source": "npz", "file": "noisy.npz"},
         "split": {"calibration": 0.2},
-        "training": {"epochs": 30, "batch_size": 64, "noise": "heteroscedastic"},
+        "training": {"epochs": 30, "batch_size": 64, "noise": "heteroscedastic", "device": "cpu"},
         "optimiser": {"learning_rate": 0.005, "schedule": "cosine"},
     }
     path, store = folder / "recipe.toml", Store(folder / "model_store")

@@ -64,6 +64,7 @@ source = "iris"
 epochs = {epochs}
 batch_size = 22
 patience = {patience}
+device = "cpu"
 devices = {devices}
 [optimiser]
 learning_rate = 2e-2
@@ -115,6 +116,8 @@ def table(**settings: Any) -> TrainingTable:
 
 
 def test_what_hardware_a_recipe_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_hardware(table()) == Hardware("cpu", 1, "32")
     assert str(choose_hardware(table(devices=2, precision="bf16-mixed"))) == "2 x cpu, bf16-mixed"
     with pytest.raises(

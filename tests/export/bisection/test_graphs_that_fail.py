@@ -185,7 +185,8 @@ class Steep(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix = nn.Linear(16, 16)
+        # A mean of 300 numbers: no two libraries add them up in one order, on any processor.
+        self.mix = nn.Sequential(nn.Linear(16, 300), nn.LayerNorm(300))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sin(self.mix(x) * 3e4)

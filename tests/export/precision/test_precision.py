@@ -148,7 +148,9 @@ def test_scales_taken_from_the_batch_are_found(made: Made, tmp_path: Path) -> No
     """Dynamic quantisation: what static quantisation is there to avoid."""
     words = rows_are_independent(made.lowered["int8"], made.held.judging)
     assert words[0] == ""
-    quantize_dynamic(made.reference.paths[MODEL], tmp_path / MODEL, weight_type=QuantType.QInt8)
+    plain = onnx.load(made.reference.paths[MODEL])
+    del plain.graph.value_info[:]  # onnxruntime 1.30 turns weights and keeps their former shapes
+    quantize_dynamic(plain, tmp_path / MODEL, weight_type=QuantType.QInt8)
     paths = {**made.reference.paths, MODEL: tmp_path / MODEL}
     problem, _ = rows_are_independent(dataclasses.replace(made.reference, paths=paths), made.held.judging)
     assert problem.startswith("model.onnx: row 0 with")
