@@ -79,6 +79,18 @@ def test_no_generator_of_the_caller_moves(recipe: dict[str, Any]) -> None:
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002  # as above
 
 
+def test_on_a_cpu_no_gpu_is_touched(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose GPU is full."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("init", "_lazy_init", "get_rng_state", "get_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, name, full)
+    assert str(run(recipe, epochs=2, device="cpu").hardware) == "cpu"
+
+
 def test_a_loop_by_hand_learns_the_same(recipe: dict[str, Any]) -> None:
     settings, dataset = ready(recipe | {"optimiser": {"learning_rate": 0.01, "schedule": "cosine"}})
     ours = fit(Normed, dataset, settings)

@@ -7,10 +7,13 @@ import re
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer import trainer
 
 from dropserve.errors import TrainingError
 from dropserve.training.hardware import Hardware
@@ -25,7 +28,7 @@ _APART = re.compile(r"on the same device|on the expected device|Input type .* an
 
 @contextmanager
 def accelerated(hardware: Hardware) -> Generator[None]:
-    """On an accelerator: kernels that sum in the same order every time, and 32 bits where they are asked for.
+    """On a CPU, leave GPUs alone; on one of them, repeatable sums, and 32 bits where they are asked for.
 
     torch rounds the factors of convolutions, not of matrix products, to the 10 bits of TF32 unless told
     otherwise. Whoever has chosen by torch's newer names for that is left alone.
@@ -34,7 +37,8 @@ def accelerated(hardware: Hardware) -> Generator[None]:
         TrainingError: for what only an accelerator refuses, with what to change.
     """
     if hardware.device == "cpu":
-        yield
+        with _no_gpu():
+            yield
         return
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -65,6 +69,21 @@ def accelerated(hardware: Hardware) -> Generator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         if rounds:
             torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def _no_gpu() -> Generator[None]:
+    """Keep Lightning from reading the generator of every GPU before it trains on a CPU.
+
+    That would take half a gigabyte of each GPU's memory, and fail where another program has all of it.
+    """
+    module: Any = trainer
+    before = module.isolate_rng  # stands around a check before training that we leave out
+    module.isolate_rng = partial(before, include_cuda=False)
+    try:
+        yield
+    finally:
+        module.isolate_rng = before
 
 
 def _rounds_convolutions() -> bool:
