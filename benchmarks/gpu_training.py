@@ -3,8 +3,8 @@
     python benchmarks/gpu_training.py [--data DIR] [--seeds 5] [--epochs 4] [--wide 4096] [--json PATH]
 
 Three trainings, from small to wide: the recipe `digits` as it stands; MNIST by benchmarks/recipes/mnist.toml
-with fewer epochs; and two epochs of the same with --wide units a layer. Each goes through recipe, training and
-publishing as `dropserve train` does, on all cores of the CPU and on one GPU. Seconds are the median over
+with fewer epochs; and two epochs of the same with --wide units a layer. Each goes through recipe, training
+and publishing as `dropserve train` does, on all cores of the CPU and on one GPU. Seconds are the median over
 epochs, validation included, without the first one, in which a GPU warms up. Digits is trained with several
 seeds; the noise of a difference in accuracy is the standard error of the mean of the paired differences. What
 the GPU has trained (but for the wide net, whose files are large) is exported: parity is the greatest

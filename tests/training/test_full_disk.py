@@ -34,6 +34,7 @@ source = "iris"
 [training]
 epochs = 6
 batch_size = 16
+device = "cpu"
 """
 TRAIN = 'dropserve train small.toml; echo "exit status $?"\n'
 
