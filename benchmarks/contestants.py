@@ -268,7 +268,7 @@ def _torchserve_limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
 
 @contextlib.contextmanager
 def _uvicorn_limit(folder: Path, subject: Subject) -> Iterator[Contestant]:
-    """What no application can exceed in one process of uvicorn, set up as our ASGI host is."""
+    """What no application can exceed in one process of uvicorn; our host answers before uvicorn calls one."""
     folder.mkdir()
     (port,) = free_ports(1)
     command = [str(Path(sys.executable).parent / "uvicorn"), "constant_app:app", "--port", str(port)]

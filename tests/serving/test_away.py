@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropserve.serving.answering import Message
-from dropserve.serving.asgi.lane import Tuning
+from dropserve.serving.asgi.lane import Tuning, awaited
 from dropserve.serving.deployment import Endpoint
 from dropserve.serving.protocol import Reply
 from dropserve.serving.ray import away
@@ -82,7 +82,7 @@ def ask_all(
 
     async def run() -> list[Reply]:
         way = Away(MLP, tuning, replicas, probe or somebody, how, stale)
-        replies = await asyncio.gather(*(way.ask(Message(b"%d" % i, str(i))) for i in range(count)))
+        replies = await asyncio.gather(*(awaited(way.ask, Message(b"%d" % i, str(i))) for i in range(count)))
         await way.close()
         assert way.queued == 0
         return replies
@@ -221,11 +221,11 @@ def test_one_that_takes_much_longer_than_others_is_asked_of_another_too() -> Non
             return who, echo(messages)
 
         way = Away(MLP, Tuning(batch=1, queue=100, timeout=20), call, somebody, how, lambda: None)
-        await asyncio.gather(*(way.ask(Message(b"x", str(i))) for i in range(8)))
+        await asyncio.gather(*(awaited(way.ask, Message(b"x", str(i))) for i in range(8)))
         loop, found = asyncio.get_running_loop(), []
         for i in range(4):
             began = loop.time()
-            assert (await way.ask(Message(b"%d" % i, f"late{i}"))).body == b"%d" % i
+            assert (await awaited(way.ask, Message(b"%d" % i, f"late{i}"))).body == b"%d" % i
             found.append(loop.time() - began)
         await way.close()
         return found
@@ -238,7 +238,7 @@ def test_one_that_takes_much_longer_than_others_is_asked_of_another_too() -> Non
 def test_closing_waits_for_what_is_with_a_replica(count: int) -> None:
     async def run() -> list[int]:
         way = Away(MLP, TUNING, Replicas(seconds=0.2), somebody, how, lambda: None)
-        asked = [way.ask(Message(b"x", str(i))) for i in range(count)]
+        asked = [awaited(way.ask, Message(b"x", str(i))) for i in range(count)]
         await asyncio.sleep(0.05)
         await way.close()
         return [(await one).status for one in asked]

@@ -11,11 +11,10 @@ from typing import Any
 from dropserve.manifest import VersionManifest
 from dropserve.serving.answering import Message
 from dropserve.serving.asgi.inline import Inline
-from dropserve.serving.asgi.lane import Lane, Tuning, not_ready, settled
+from dropserve.serving.asgi.lane import Lane, Take, Tuning, not_ready
 from dropserve.serving.asgi.pool import Pool
 from dropserve.serving.deployment import MODEL_CONFIG, Endpoint
 from dropserve.serving.loaded import LOAD_FAILED, read_options
-from dropserve.serving.protocol import Reply
 from dropserve.serving.tally import Sums
 from dropserve.store import open_folder
 
@@ -71,11 +70,12 @@ class Desk:
             await inline.stop()
         self._lane = Pool(self._folder, name, tuning)
 
-    def ask(self, message: Message) -> asyncio.Future[Reply]:
-        """The reply, when it is there; never an exception."""
+    def ask(self, message: Message, take: Take) -> None:
+        """As :meth:`Lane.ask`."""
         if self._lane is None:
-            return settled(not_ready(self.endpoint.name, self._trouble))
-        return self._lane.ask(message)
+            take(not_ready(self.endpoint.name, self._trouble))
+        else:
+            self._lane.ask(message, take)
 
     @property
     def problem(self) -> str | None:

@@ -6,11 +6,18 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from dropserve.serving.asgi.direct import Direct
+from dropserve.serving.asgi.front import Front
+from dropserve.serving.asgi.linger import Linger
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 LEAVE = 0.3  # seconds in which clients are told to leave, before the doors are closed
 DRAIN = 7  # seconds for what is still computed; who supervises kills later
@@ -20,8 +27,8 @@ _MOMENT = 0.02
 _HEAD = 65_536  # bytes of a request before its body
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on what may come before a body: its own would read headers for ever."""
+class Protocol(Direct):
+    """As it is, with a bound on what may come before a body: uvicorn would read headers for ever."""
 
     _head: int | None = None  # bytes of the headers that are being read
 
@@ -80,21 +87,39 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_MOMENT)
 
     def _protocol(self) -> asyncio.Protocol:
-        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made: Any = self.config.http_protocol_class  # called as uvicorn calls it
+        return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-# What an ASGI server is given here, whoever makes it.
-SETTINGS = {
-    "http": Protocol,
-    "ws": "none",
-    "proxy_headers": False,
-    "server_header": False,
-    "date_header": False,
-    "backlog": 2048,
-    "timeout_keep_alive": _IDLE,
-    "timeout_graceful_shutdown": DRAIN,
-}
-configured = partial(uvicorn.Config, lifespan="off", log_config=None, access_log=False, **SETTINGS)
+def settings(front: Callable[[], Front | None]) -> dict[str, Any]:
+    """What an ASGI server is given here, whoever makes it.
+
+    Args:
+        front: knows who computes, once there are connections; None where no request does.
+    """
+    return {
+        "http": partial(Protocol, front=front, linger=Linger()),
+        "ws": "none",
+        "proxy_headers": False,
+        "server_header": False,
+        "date_header": False,
+        "backlog": 2048,
+        "timeout_keep_alive": _IDLE,
+        "timeout_graceful_shutdown": DRAIN,
+    }
+
+
+def configured(app: ASGIApp, **given: Any) -> uvicorn.Config:
+    """A server for an application.
+
+    Args:
+        app: what it serves; a :class:`Front` meets requests where they are parsed.
+        given: what else uvicorn is to know.
+    """
+    front = app if isinstance(app, Front) else None
+    return uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, **settings(lambda: front), **given
+    )
 
 
 async def leave(servers: Sequence[Server]) -> None:

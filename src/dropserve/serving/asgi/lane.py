@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,7 @@ from dropserve.serving.answering import Message
 from dropserve.serving.protocol import Reply
 from dropserve.serving.tally import Sums
 
+Take = Callable[[Reply], None]
 Place = Literal["auto", "server", "process"]
 PLACES: tuple[Place, ...] = ("auto", "server", "process")
 _BUSY = 1  # seconds after which a refused client may well ask again
@@ -81,8 +83,8 @@ class Lane(Protocol):
         """How often a process had to be started again."""
         ...
 
-    def ask(self, message: Message) -> asyncio.Future[Reply]:
-        """The reply to a request, when it is there; never an exception."""
+    def ask(self, message: Message, take: Take) -> None:
+        """Give the reply to ``take`` when it is there: once, whatever happens, and perhaps at once."""
         ...
 
     def take(self) -> Sums:
@@ -122,8 +124,8 @@ def hung(seconds: float) -> Reply:
     return refusal(504, f"the model did not answer within {seconds:g} s; its worker was started again")
 
 
-def settled(reply: Reply) -> asyncio.Future[Reply]:
-    """A reply that is there already."""
+def awaited(ask: Callable[[Message, Take], None], message: Message) -> asyncio.Future[Reply]:
+    """The reply to a request, to be awaited."""
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    future.set_result(reply)
+    ask(message, lambda reply: None if future.done() else future.set_result(reply))  # or it was cancelled
     return future

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dropserve.serving.answering import Message
-from dropserve.serving.asgi.lane import Tuning, full, hung, not_ready, settled, waited
+from dropserve.serving.asgi.lane import Take, Tuning, full, hung, not_ready, waited
 from dropserve.serving.asgi.process import Pending, Worker
 from dropserve.serving.loaded import LOAD_FAILED
-from dropserve.serving.protocol import Reply, failure_reply
+from dropserve.serving.protocol import failure_reply
 from dropserve.serving.tally import Sums
 
 log = logging.getLogger("dropserve.serving.asgi")
@@ -60,17 +60,15 @@ class Pool:
         """Requests without an answer yet."""
         return len(self._queue) + sum(len(worker.held) for worker in self._ready)
 
-    def ask(self, message: Message) -> asyncio.Future[Reply]:
-        """The reply, when it is there."""
+    def ask(self, message: Message, take: Take) -> None:
+        """Give the reply to ``take`` when it is there."""
         if self._stopped or (self._hopeless and not self._ready):
-            return settled(not_ready(self._name, self.problem or ""))
-        if len(self._queue) >= self._tuning.queue:
-            return settled(full(self._tuning.queue))
-        loop = asyncio.get_running_loop()
-        pending = Pending(message, loop.time(), loop.create_future())
-        self._queue.append(pending)
-        self._pump()
-        return pending.future
+            take(not_ready(self._name, self.problem or ""))
+        elif len(self._queue) >= self._tuning.queue:
+            take(full(self._tuning.queue))
+        else:
+            self._queue.append(Pending(message, asyncio.get_running_loop().time(), take))
+            self._pump()
 
     def _pump(self) -> None:
         while self._queue:
@@ -132,7 +130,7 @@ class Pool:
             if len(begun) == 1 and pending.deaths > 1:
                 log.error("%s: a second worker died of request %s", self._name, pending.message.id)
                 pending.settle(failure_reply(pending.message.id))
-        self._queue.extendleft(pending for pending in reversed(again) if not pending.future.done())
+        self._queue.extendleft(pending for pending in reversed(again) if not pending.settled)
         self._pump()
 
     async def _watch(self) -> None:
@@ -141,7 +139,7 @@ class Pool:
         while True:
             await asyncio.sleep(_WATCH)
             now = loop.time()
-            while self._queue and (self._queue[0].future.done() or now - self._queue[0].asked > limit):
+            while self._queue and (self._queue[0].settled or now - self._queue[0].asked > limit):
                 self._queue.popleft().settle(waited(limit))
             for worker in list(self._ready):
                 if worker.held and now - worker.since > limit:

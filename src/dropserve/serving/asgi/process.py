@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from dropserve.serving.answering import Message
 from dropserve.serving.asgi.frames import Reader, pack_message, replies_of
-from dropserve.serving.asgi.lane import Tuning
+from dropserve.serving.asgi.lane import Take, Tuning
 from dropserve.serving.protocol import Reply
 from dropserve.serving.tally import Sums
 
@@ -31,19 +31,22 @@ class Pending:
     Attributes:
         message: what was asked.
         asked: when, by the loop's clock.
-        future: takes the reply.
+        take: is given the reply.
         deaths: how many workers have died while they computed it.
+        settled: whether the reply was given.
     """
 
     message: Message
     asked: float
-    future: asyncio.Future[Reply] = field(repr=False)
+    take: Take = field(repr=False)
     deaths: int = 0
+    settled: bool = False
 
     def settle(self, reply: Reply) -> None:
-        """Give the reply; whoever was cancelled meanwhile gets none."""
-        if not self.future.done():
-            self.future.set_result(reply)
+        """Give the reply, the first one alone."""
+        if not self.settled:
+            self.settled = True
+            self.take(reply)
 
 
 class Worker(asyncio.Protocol):

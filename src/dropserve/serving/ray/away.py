@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
 from dropserve.serving.answering import Message
-from dropserve.serving.asgi.lane import Tuning, full, hung, not_ready, settled, waited
+from dropserve.serving.asgi.lane import Take, Tuning, full, hung, not_ready, waited
 from dropserve.serving.asgi.process import Pending
 from dropserve.serving.deployment import Endpoint
 from dropserve.serving.protocol import Reply, failure_reply
@@ -79,15 +79,13 @@ class Away:
         """Requests that no replica has been given yet."""
         return len(self._queue)
 
-    def ask(self, message: Message) -> asyncio.Future[Reply]:
-        """The reply, when it is there."""
+    def ask(self, message: Message, take: Take) -> None:
+        """Give the reply to ``take`` when it is there."""
         if len(self._queue) + len(self._sent) >= self._tuning.queue * max(1, len(self._seen)):
-            return settled(full(self._tuning.queue))
-        loop = asyncio.get_running_loop()
-        pending = Pending(message, loop.time(), loop.create_future())
-        self._queue.append(pending)
-        self._soon()
-        return pending.future
+            take(full(self._tuning.queue))
+        else:
+            self._queue.append(Pending(message, asyncio.get_running_loop().time(), take))
+            self._soon()
 
     def _soon(self) -> None:
         """What comes in the same moment goes out together."""
@@ -176,7 +174,7 @@ class Away:
         if len(batch) == 1 and batch[0].deaths >= _DEATHS:
             log.error("%s: %d replicas died of request %s", name, _DEATHS, batch[0].message.id)
             batch[0].settle(failure_reply(batch[0].message.id))
-        self._queue.extendleft(pending for pending in reversed(batch) if not pending.future.done())
+        self._queue.extendleft(pending for pending in reversed(batch) if not pending.settled)
         if self._recovering is None:
             log.warning("%s: a replica has gone; what it held is asked again", name)
             self._recovering = asyncio.create_task(self._recover())
@@ -202,7 +200,7 @@ class Away:
             await asyncio.sleep(_WATCH)
             now = loop.time()
             self._refuse_late(self._queue)
-            self._queue = deque(pending for pending in self._queue if not pending.future.done())
+            self._queue = deque(pending for pending in self._queue if not pending.settled)
             for task, batch in list(self._flying.items()):
                 if all(now - self._sent.get(pending, now) > limit + _MARGIN for pending in batch):
                     for pending in batch:

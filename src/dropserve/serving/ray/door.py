@@ -22,7 +22,7 @@ import uvicorn
 from starlette.middleware import Middleware
 
 from dropserve.serving.answering import Message
-from dropserve.serving.asgi.doors import SETTINGS, Server, leave
+from dropserve.serving.asgi.doors import Server, leave, settings
 from dropserve.serving.asgi.front import Front, Policy
 from dropserve.serving.asgi.lane import not_ready, refusal
 from dropserve.serving.protocol import Reply
@@ -49,7 +49,7 @@ class _Server(Server):
     """In place of the one that Ray makes."""
 
     def __init__(self, config: uvicorn.Config) -> None:
-        for name, value in SETTINGS.items():
+        for name, value in settings(Door.front).items():
             setattr(config, name, value)
         super().__init__(config)
         _servers.append(self)
@@ -91,10 +91,17 @@ class Door:
         app: the proxy.
     """
 
+    _here: Front | None = None
+
+    @classmethod
+    def front(cls) -> Front | None:
+        """Meets the requests of this process."""
+        return cls._here
+
     def __init__(self, app: ASGIApp) -> None:
         self._proxy = app
         self._name = f"door-{uuid.uuid4().hex[:8]}"
-        self._front = Front((), Policy(), self._page, guarded=False)
+        self._front = Door._here = Front((), Policy(), self._page, guarded=False)
         self._served: Description | None = None
         self._ways: list[Away] = []
         self._changed = asyncio.Event()

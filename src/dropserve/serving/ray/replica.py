@@ -18,7 +18,7 @@ from dropserve.serving.answering import Message
 from dropserve.serving.asgi.app import App
 from dropserve.serving.asgi.desk import Desk
 from dropserve.serving.asgi.front import Policy
-from dropserve.serving.asgi.lane import Tuning
+from dropserve.serving.asgi.lane import Tuning, awaited
 from dropserve.serving.deployment import MODEL_LOG, Endpoint
 from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.protocol import Reply
@@ -95,7 +95,7 @@ class Replica:
         desk = self._host.desks.get(name)
         if desk is None or desk.endpoint.version != version:
             return self._id, None
-        return self._id, await asyncio.gather(*map(desk.ask, messages))
+        return self._id, await asyncio.gather(*(awaited(desk.ask, message) for message in messages))
 
     async def describe(self, door: str, waiting: dict[str, int]) -> Description:
         """Tell a door what is served.
