@@ -132,7 +132,8 @@ def test_a_killed_server(whole: Server, mlp: Any, row: Row) -> None:
     endure(whole, mlp, row, kill(server_process(whole)), broken=PLAIN)
     whole.wait_whole()
     assert whole.state().restarts == before + 1
-    assert not worker.is_running(), "a worker does not outlive its server"
+    dead = not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE  # nobody may have buried it yet
+    assert dead, "a worker does not outlive its server"
     assert says((whole.run_dir / "server.json").read_text(), row.operator)
 
 

@@ -60,6 +60,7 @@ def test_each_replica_answers_and_the_figures_are_those_of_all(ray_server: Deplo
     title = "ray::ServeReplica:dropserve:dropserve"
     replicas = [p for p in family(ray_server) if p.cmdline() and p.cmdline()[0].startswith(title)]
     assert len(replicas) == 2
+    time.sleep(2)  # until all that was asked before is told
     before, worked = counted(), [sum(p.cpu_times()[:2]) for p in replicas]
     with httpx.Client(base_url=ray_server.url) as http, ThreadPoolExecutor(16) as pool:
         body = {"instances": [ROW]}
