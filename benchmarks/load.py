@@ -256,10 +256,11 @@ def _work(groups: list[Group], seconds: float, warmup: float) -> dict[str, Figur
 def _run(selector: selectors.BaseSelector, idle: list[_Connection], until: float) -> None:
     """Serve every connection until then; ``idle`` holds those with nothing in flight."""
     while (now := time.perf_counter()) < until:
+        due = until
         if idle:
             idle[:] = [c for c in idle if c.due > now or not c.act(selector)]
-        wait = min([until, *(c.due for c in idle)]) - now
-        for key, _ in selector.select(max(wait, 0.0)):
+            due = min([until, *(c.due for c in idle)])
+        for key, _ in selector.select(max(due - now, 0.0)):
             if not key.data.read(selector):
                 idle.append(key.data)
 
