@@ -58,7 +58,10 @@ class PixelBudget:
 
 def kind_of(content: bytes) -> str | None:
     """``PNG`` or ``JPEG`` by the first bytes; None for anything else."""
-    return next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), None)
+    for start, kind in _SIGNATURES.items():
+        if content.startswith(start):
+            return kind
+    return None
 
 
 def require_pillow(extra: str) -> None:

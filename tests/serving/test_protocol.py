@@ -150,6 +150,28 @@ def test_whatever_comes_is_answered_or_refused_in_words(
                 assert reply == alone
 
 
+VECTORS = st.lists(st.floats(width=32) | st.integers() | st.booleans(), min_size=6, max_size=6)
+USUAL = st.lists(VECTORS, min_size=1, max_size=3).map(lambda rows: json.dumps({"instances": rows}).encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(BODIES | USUAL, st.booleans())
+def test_usual_requests_are_read_at_once_as_others_are_with_care(
+    endpoints: list[tuple[Predictor, Codec]], body: bytes, doubt: bool
+) -> None:
+    """A Content-Type with a parameter is not usual, and says the same."""
+    found: list[Any] = []
+    for kind in ("application/json", "application/json; charset=utf-8"):
+        try:
+            query = endpoints[doubt][1].decode(body, {"Content-Type": kind}).query
+        except RequestError as error:
+            found.append(error_reply(error))
+        else:
+            arrays = {name: (a.tobytes(), a.shape, a.dtype) for name, a in query.inputs.items()}
+            found.append(query._replace(inputs=arrays))  # type: ignore[arg-type]  # to be compared
+    assert found[0] == found[1]
+
+
 def test_no_answer_is_ever_not_a_number(endpoints: list[tuple[Predictor, Codec]]) -> None:
     for predictor, codec in endpoints:
         call = codec.decode(json.dumps({"instances": [[3e38, -3e38, 3e38, 3e38, 3e38, -3e38]]}).encode())

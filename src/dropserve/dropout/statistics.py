@@ -69,9 +69,11 @@ def softmax(logits: ArrayLike) -> Float:
     if values.ndim > 2:  # the greatest of many short rows is found thrice as fast with the classes in front
         greatest = np.ascontiguousarray(np.moveaxis(values, -1, 0)).max(axis=0)[..., None]
     else:
-        greatest = values.max(axis=-1, keepdims=True)
-    exponentials = np.exp(values - greatest)
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+        greatest = np.maximum.reduce(values, axis=-1, keepdims=True)
+    found = values - greatest
+    np.exp(found, out=found)
+    found /= np.add.reduce(found, axis=-1, keepdims=True)
+    return found
 
 
 def entropy(probabilities: ArrayLike) -> Float:
@@ -98,16 +100,20 @@ def classification(probabilities: ArrayLike, *, scheme: str, block: int) -> Clas
     _, rows, classes = values.shape
     ballots = values.argmax(axis=-1) + classes * np.arange(rows)
     votes = np.bincount(ballots.ravel(), minlength=rows * classes).reshape(rows, classes)
+    averages = _mean(np.stack([own, divergence], axis=-1))
+    # Columns do not mix, so those of all figures are gone through at once.
+    columns = np.concatenate([values, cross[..., None], divergence[..., None]], axis=-1)
+    errors = standard_error(columns, scheme=scheme, block=block)
     return ClassificationStatistics(
         mean=mean,
         std=_deviation(values, mean, len(values) - (scheme == "iid")),
         predictive_entropy=entropy(mean),
-        expected_entropy=_mean(own),
-        mutual_information=np.maximum(_mean(divergence), 0.0),
+        expected_entropy=averages[..., 0],
+        mutual_information=np.maximum(averages[..., 1], 0.0),
         variation_ratio=1.0 - votes.max(axis=-1) / len(values),
-        standard_error=standard_error(values, scheme=scheme, block=block),
-        predictive_entropy_error=standard_error(cross, scheme=scheme, block=block),
-        mutual_information_error=standard_error(divergence, scheme=scheme, block=block),
+        standard_error=None if errors is None else errors[..., :classes],
+        predictive_entropy_error=None if errors is None else errors[..., classes],
+        mutual_information_error=None if errors is None else errors[..., classes + 1],
     )
 
 

@@ -53,21 +53,23 @@ class Answering:
 
     def __call__(self, messages: Sequence[Message]) -> list[Reply]:
         """One reply a message, in order."""
-        replies: dict[int, Reply] = {}
-        calls: dict[int, Call] = {}
-        for index, message in enumerate(messages):
-            try:
-                if message.refused is not None:
-                    raise message.refused  # noqa: TRY301  # like any other
-                calls[index] = self._codec.decode(message.body, message.headers)
-            except Exception as error:  # noqa: BLE001  # one request must not cost the batch
-                replies[index] = self._refusal(error, message.id)
+        calls = [self._decode(message) for message in messages]
+        queries = [call.query for call in calls if isinstance(call, Call)]
         start = time.perf_counter()
-        results = self._predictor.answer([call.query for call in calls.values()])
+        results = iter(self._predictor.answer(queries))
         self.tally.worked(time.perf_counter() - start)
-        for (index, call), result in zip(calls.items(), results, strict=True):
-            replies[index] = self._reply(call, result, messages[index])
-        return [replies[index] for index in range(len(messages))]
+        return [
+            self._reply(call, next(results), message) if isinstance(call, Call) else call
+            for call, message in zip(calls, messages, strict=True)
+        ]
+
+    def _decode(self, message: Message) -> Call | Reply:
+        try:
+            if message.refused is not None:
+                raise message.refused  # noqa: TRY301  # like any other
+            return self._codec.decode(message.body, message.headers)
+        except Exception as error:  # noqa: BLE001  # one request must not cost the batch
+            return self._refusal(error, message.id)
 
     def _reply(self, call: Call, result: Answer | Exception, message: Message) -> Reply:
         if isinstance(result, Exception):

@@ -20,9 +20,10 @@ _WORDS: dict[type, str] = {
     type(None): "null",
 }
 _WHOLE: frozenset[type] = frozenset({int})
-_ALLOWED: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": frozenset({float, int})}
+NUMBERS: frozenset[type] = frozenset({float, int})
+_ALLOWED: dict[str, frozenset[type]] = {"b": frozenset({bool}), "f": NUMBERS}
 
-_SURELY_SMALL = 60_000.0**2  # a sum of squares: each number fits into any floating dtype, float16 too
+SURELY_SMALL = 60_000.0**2  # a sum of squares: each number fits into any floating dtype, float16 too
 
 
 def read_instances(instances: Any, signature: Signature) -> dict[str, Array]:
@@ -158,7 +159,7 @@ class _Reader:
             exact = np.array(flat, np.float64)
         except OverflowError:  # an integer of more than 308 digits
             exact = np.array([float("inf") if abs(x) > 1e308 else x for x in flat], np.float64)
-        if exact.dot(exact) < _SURELY_SMALL:  # nearly always, and half the price of looking at each number
+        if exact.dot(exact) < SURELY_SMALL:  # nearly always, and half the price of looking at each number
             return exact.astype(dtype)
         with np.errstate(over="ignore"):
             values = exact.astype(dtype)

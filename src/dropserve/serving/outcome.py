@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,7 @@ from dropserve.uncertainty.regression import split_head
 Statistics = ClassificationStatistics | RegressionStatistics
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the Monte Carlo graph says of B rows.
 
     Attributes:
@@ -36,25 +37,41 @@ class Outcome:
         calibrated: what calibration adds; None if it does not apply.
         samples: how many each row took [B], where that may differ.
         noise: of a heteroscedastic regressor: standard deviations [B, 1] by output.
+        finite: known to be so; otherwise nobody has looked.
     """
 
-    values: dict[str, Float]
-    statistics: dict[str, Statistics]
+    values: Mapping[str, Float]
+    statistics: Mapping[str, Statistics] = MappingProxyType({})
     calibrated: Calibrated | None = None
     samples: NDArray[np.int64] | None = None
-    noise: dict[str, Float] = field(default_factory=dict[str, Float])
+    noise: Mapping[str, Float] = MappingProxyType({})
+    finite: bool = False
 
 
 def plain_outcome(outputs: Mapping[str, Array], manifest: VersionManifest) -> Outcome:
     """What the deterministic graph's outputs [B, ...] say: probabilities, or the numbers themselves."""
+    classes = manifest.task == "classification"
+    if not manifest.preprocessing.heteroscedastic and all(map(_surely_finite, outputs.values())):
+        convert = softmax if classes else _exact
+        return Outcome({name: convert(array) for name, array in outputs.items()}, finite=True)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused later, row by row
-        if manifest.task == "classification":
-            return Outcome({name: softmax(array) for name, array in outputs.items()}, {})
+        if classes:
+            return Outcome({name: softmax(array) for name, array in outputs.items()})
         if manifest.preprocessing.heteroscedastic:
             ((name, array),) = outputs.items()
             value, variance = (part[..., None] for part in split_head(array))
-            return Outcome({name: value}, {}, noise={name: np.sqrt(variance)})
-    return Outcome({name: array.astype(np.float64) for name, array in outputs.items()}, {})
+            return Outcome({name: value}, noise={name: np.sqrt(variance)})
+    return Outcome({name: _exact(array) for name, array in outputs.items()})
+
+
+def _exact(array: Array) -> Float:
+    return array.astype(np.float64)
+
+
+def _surely_finite(array: Array) -> bool:
+    """Whether a sum of squares shows it, which takes a fifth of looking at each number."""
+    flat = array.ravel()
+    return array.dtype.kind == "f" and bool(flat.dot(flat) < np.inf)
 
 
 def sampled(
@@ -87,13 +104,14 @@ def sampled(
             samples, variances = _parted(given, manifest)
             found = _statistics(samples, settings.scheme, block, task)
         values[name] = found.mean[:rows].reshape(rows, *samples.shape[2:])
-        statistics[name] = take_rows(found, slice(0, rows))
+        statistics[name] = found if given is drawn else take_rows(found, slice(0, rows))
         if variances is not None:
             noise[name] = _root_mean(variances)[:rows]
         if task != "raw":
             added = calibrator.apply(samples, found, fed, settings, variances)
             calibrated = added and added.take(slice(0, rows))
-    return Outcome(values, statistics, calibrated, noise=noise)
+    finite = all(map(_surely_finite, (*values.values(), *noise.values())))
+    return Outcome(values, statistics, calibrated, noise=noise, finite=finite)
 
 
 def sampled_until(
@@ -199,8 +217,8 @@ def _scattered(parts: list[tuple[NDArray[np.intp], Statistics]], rows: int) -> S
 
 def take_rows(statistics: Statistics, rows: slice) -> Statistics:
     """The statistics of some of the rows."""
-    arrays = {name: array[rows] for name, array in vars(statistics).items() if array is not None}
-    return replace(statistics, **arrays)
+    arrays: list[Any] = [None if array is None else array[rows] for array in vars(statistics).values()]
+    return type(statistics)(*arrays)  # a dataclass keeps the order of its fields
 
 
 def refuse_overflow(values: Mapping[str, Float]) -> None:

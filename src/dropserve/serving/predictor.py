@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,8 @@ class Predictor:
             In the same order, an answer, or what was wrong with that request alone:
             :class:`RequestError` where the request is at fault, another exception where the model is.
         """
+        if len(queries) == 1:
+            return self._answer_group(list(queries))
         results: dict[int, Answer | Exception] = {}
         for group in _groups(queries):
             results |= zip(group, self._answer_group([queries[i] for i in group]), strict=True)
@@ -138,25 +140,24 @@ class Predictor:
         inputs, rows = queries[0].inputs, [slice(0, queries[0].rows)]
         if len(queries) > 1:
             inputs = {n: np.concatenate([query.inputs[n] for query in queries]) for n in inputs}
-            ends = list(itertools.accumulate(query.rows for query in queries))
-            rows = [slice(end - query.rows, end) for query, end in zip(queries, ends, strict=True)]
+            counts = [query.rows for query in queries]
+            ends = itertools.accumulate(counts)
+            rows = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
         if queries[0].settings is None:
             return _plain_answers(self._run_plain(inputs), rows)
         if self._monte_carlo is None:
             raise ServerError(f"{self.manifest.name} has no Monte Carlo graph here")
         prepared = self._monte_carlo.prepare(inputs)
-        together: dict[tuple[Settings | None, int | None], list[int]] = {}
-        for index, query in enumerate(queries):
-            together.setdefault((query.settings, query.tolerance), []).append(index)
         answers: dict[int, Answer | Exception] = {}
-        for members in together.values():
-            index = np.concatenate([np.arange(rows[i].start, rows[i].stop) for i in members])
-            own = prepared if len(members) == len(queries) else prepared.take(index)
-            fed = {name: array[index] for name, array in inputs.items()}
+        for members in _alike(queries):
+            own, fed = prepared, inputs
+            if len(members) < len(queries):
+                index = np.concatenate([np.arange(rows[i].start, rows[i].stop) for i in members])
+                own, fed = prepared.take(index), {name: array[index] for name, array in inputs.items()}
             outcome, reason = self._sample(queries[members[0]], self._monte_carlo, own, fed)
             first = 0
             for i in members:
-                part = slice(first, first + queries[i].rows)
+                part = slice(first, first + rows[i].stop - rows[i].start)
                 first = part.stop
                 answers[i] = _answer(queries[i], outcome, part, reason)
         return [answers[index] for index in range(len(queries))]
@@ -179,7 +180,11 @@ class Predictor:
 
 def _plain_answers(outcome: Outcome, parts: Sequence[slice]) -> list[Answer | Exception]:
     """The rows of each request, or why they are no answer."""
-    finite = all(np.isfinite(array).all() for array in (*outcome.values.values(), *outcome.noise.values()))
+    finite = outcome.finite or all(
+        np.isfinite(array).all() for array in (*outcome.values.values(), *outcome.noise.values())
+    )
+    if finite and len(parts) == 1:
+        return [Answer(outcome.values, noise=outcome.noise)]
     answers: list[Answer | Exception] = []
     for rows in parts:
         values = {name: array[rows] for name, array in outcome.values.items()}
@@ -202,7 +207,8 @@ def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None) -> 
     """The rows of one Monte Carlo request, or why they are no answer."""
     values = {name: array[rows] for name, array in outcome.values.items()}
     noise = {name: array[rows] for name, array in outcome.noise.items()}
-    return _overflow(values, noise) or Answer(
+    problem = None if outcome.finite else _overflow(values, noise)
+    return problem or Answer(
         values,
         {name: take_rows(statistics, rows) for name, statistics in outcome.statistics.items()},
         query.settings,
@@ -215,11 +221,19 @@ def _answer(query: Query, outcome: Outcome, rows: slice, reason: str | None) -> 
     )
 
 
+def _alike(queries: Sequence[Query]) -> Iterable[list[int]]:
+    """Indices of requests with equal settings."""
+    first = queries[0]
+    if all(query.settings is first.settings and query.tolerance is None for query in queries):
+        return [list(range(len(queries)))]  # what nobody has said otherwise is one object
+    together: dict[tuple[Settings | None, int | None], list[int]] = {}
+    for index, query in enumerate(queries):
+        together.setdefault((query.settings, query.tolerance), []).append(index)
+    return together.values()
+
+
 def _groups(queries: Sequence[Query]) -> Iterator[list[int]]:
     """Indices of requests whose rows fit together: of one kind, of equal lengths, within a bound."""
-    if len(queries) == 1:
-        yield [0]
-        return
     groups: dict[object, list[int]] = {}
     for index, query in enumerate(queries):
         shapes = tuple((name, array.shape[1:]) for name, array in query.inputs.items())

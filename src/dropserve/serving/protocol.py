@@ -29,8 +29,11 @@ from dropserve.serving.parameters import (
 from dropserve.serving.pictures import Pictures, describe_body, is_image
 from dropserve.serving.query import Answer, Array, Query
 from dropserve.serving.tables import table_reader
+from dropserve.serving.vectors import Vectors
 
 JSON = "application/json"
+_JSON_LENGTH = v2.JSON_LENGTH.lower()
+_TELLING = {"content-encoding", _JSON_LENGTH}  # headers that say how a body is to be read
 NO_HEADERS: Mapping[str, str] = {}  # a dict, since orjson writes no other mapping
 
 
@@ -76,6 +79,8 @@ class Codec:
         if manifest.images:
             require_pillow("serve")
         self._table = table_reader(manifest)
+        self._vectors = Vectors(manifest.signature)
+        self._numbers_alone = self._table is None and not manifest.images
         self._form = describe_body(manifest)
         self._endpoint = manifest.name + (SUFFIX if monte_carlo else "")
         self._usual = read_settings({}, self._limits)
@@ -92,6 +97,8 @@ class Codec:
             RequestError: if the request is at fault; :func:`error_reply` turns it into the reply.
         """
         known = {name.lower(): value for name, value in headers.items()}
+        if (usual := self._decode_usual(body, known)) is not None:
+            return usual
         if known.get("content-encoding", "identity").lower() not in {"", "identity"}:
             raise RequestError(
                 f"the body is encoded ({quote(known['content-encoding'])}); expected it as it is",
@@ -100,8 +107,8 @@ class Codec:
             )
         if known.get("content-type", "").startswith("multipart/"):  # TorchServe would not have let it through
             raise self.refuse_form()
+        length = known.get(_JSON_LENGTH)
         pictures = Pictures(self._manifest.images, self._limits.max_image_pixels)
-        length = known.get(v2.JSON_LENGTH.lower())
         if length is None and is_image(body, known, self._manifest):
             inputs = pictures.read_body(body, self._manifest)
             return Call(self._query(inputs, header_settings(known)), self._encode_v1)
@@ -126,6 +133,25 @@ class Codec:
         )
         return Call(self._query(inputs, parameters), self._encode_v1)
 
+    def _decode_usual(self, body: bytes, known: Mapping[str, str]) -> Call | None:
+        """V1 with rows of numbers and nothing else; None for any other, which is read with more care."""
+        kind = known.get("content-type", JSON)
+        if (
+            not self._numbers_alone
+            or kind != JSON
+            or not _TELLING.isdisjoint(known)
+            or header_settings(known)
+        ):
+            return None
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        if type(document) is not dict or len(document) != 1:
+            return None
+        inputs = self._vectors.read(document.get("instances"))
+        return None if inputs is None else Call(self._query(inputs, {}), self._encode_v1)
+
     def _read(
         self, instances: Any, pictures: Pictures, doubled: Mapping[int, Sequence[str]]
     ) -> dict[str, Array]:
@@ -135,7 +161,8 @@ class Codec:
             raise RequestError(
                 f"instance {row} has {quote(names[0])} twice; expected it once", reason="input_name"
             )
-        return pictures.read_instances(instances, self._manifest.signature)
+        usual = self._vectors.read(instances)
+        return pictures.read_instances(instances, self._manifest.signature) if usual is None else usual
 
     def refuse_form(self) -> RequestError:
         """What to tell who sent a form, which a host takes apart before we see it."""
@@ -174,15 +201,18 @@ class Codec:
         return document
 
     def _query(self, inputs: dict[str, Array], parameters: dict[str, Any]) -> Query:
-        asked = {name: value for name, value in parameters.items() if name.startswith(PREFIX)}
+        asked = parameters and {name: value for name, value in parameters.items() if name.startswith(PREFIX)}
         if not self._monte_carlo:
             if asked:
                 raise RequestError(self._refuse_settings(next(iter(asked))), reason="parameters")
             return Query(inputs)
+        if not asked:
+            check_size(self._usual, len(next(iter(inputs.values()))), self._numbers, self._limits)
+            return Query(inputs, self._usual)
         tolerance = read_tolerance(asked)
         if tolerance is not None:
             tolerance_unit(self._manifest)
-        settings = read_settings(asked, self._limits) if asked else self._usual
+        settings = read_settings(asked, self._limits)
         query = Query(inputs, settings, read_coverage(asked), tolerance)
         check_size(settings, query.rows, self._numbers, self._limits)
         return query

@@ -35,6 +35,9 @@ FIGURES: dict[str, tuple[str, ...]] = {
     f"{ENTROPY}_count": ("endpoint", "version"),
 }
 Sums = dict[tuple[str, ...], float]
+_REQUESTS, _ROWS = ("dropserve_requests_total",), ("dropserve_rows_total",)
+_SAMPLES, _SECONDS = ("dropserve_samples_total",), ("dropserve_seconds_total",)
+_STRANGE = ("dropserve_strange_rows_total",)
 _ENTROPY_SUM, _ENTROPY_COUNT = (f"{ENTROPY}_sum",), (f"{ENTROPY}_count",)
 _log = logging.getLogger("dropserve.metrics")
 
@@ -56,31 +59,34 @@ class Tally:
     def answered(self, answer: Answer) -> None:
         """Count an answer."""
         rows = len(next(iter(answer.values.values())))
-        counts: dict[tuple[str, ...], float] = {
-            ("dropserve_requests_total",): 1,
-            ("dropserve_rows_total",): rows,
-        }
+        taken = strange = 0
         if answer.settings is not None:
             taken = rows * answer.settings.samples if answer.samples is None else int(answer.samples.sum())
-            counts["dropserve_samples_total",] = taken
         entropies: list[float] = []
         for statistics in (answer.statistics or {}).values():
             if isinstance(statistics, ClassificationStatistics):
                 entropies = statistics.predictive_entropy.tolist()
-                counts[_ENTROPY_SUM] = sum(entropies)
-                counts[_ENTROPY_COUNT] = rows
         calibrated = answer.calibrated
         if isinstance(calibrated, CalibratedClasses) and calibrated.ood.threshold is not None:
-            counts["dropserve_strange_rows_total",] = int(calibrated.out_of_distribution.sum())
+            strange = int(calibrated.out_of_distribution.sum())
         with self._lock:
-            for key, value in counts.items():
-                self._sums[key] += value
+            sums = self._sums
+            sums[_REQUESTS] += 1
+            sums[_ROWS] += rows
+            if taken:
+                sums[_SAMPLES] += taken
+            if strange:
+                sums[_STRANGE] += strange
+            if entropies:
+                sums[_ENTROPY_SUM] += sum(entropies)
+                sums[_ENTROPY_COUNT] += rows
             for entropy in entropies:
                 self._buckets[bisect_left(BOUNDS, entropy)] += 1
 
     def worked(self, seconds: float) -> None:
         """Count time spent computing answers."""
-        self._add("dropserve_seconds_total", seconds)
+        with self._lock:
+            self._sums[_SECONDS] += seconds
 
     def rejected(self, reason: str) -> None:
         """Count a request that was at fault."""
