@@ -38,8 +38,8 @@ request, as JSON, over keep-alive connections each of which asks again as soon a
 the peers' serve the same `model.onnx` with one worker and one thread of onnxruntime; stock TorchServe serves
 the eager model as its examples do, with a worker for each core (its default) and with one. The two *limits*
 are TorchServe and uvicorn as we set them up, with nothing to compute: no handler or application can be
-faster. The load generator runs on the same cores as the server. Every answer is compared with eager PyTorch
-in float64.
+faster (our ASGI host answers most requests before uvicorn would call one). The load generator runs on the
+same cores as the server. Every answer is compared with eager PyTorch in float64.
 """
 
 _METHOD = """## How it is measured
@@ -54,6 +54,8 @@ _METHOD = """## How it is measured
 - *Processor time* is what all processes of a server use, divided by the questions it was asked. It hardly
   moves when others use the machine. A server of several processes can answer faster than one of one process
   at the same processor time, as long as cores are free.
+- A connection asks again some 20 microseconds after its answer. That is whom our ASGI host stays awake for
+  (for 200 microseconds): a lone caller that pauses longer finds it asleep, as it finds all the others.
 - No server writes a line for a request, except stock TorchServe, whose point is its default configuration.
   Batching is what each server's documentation recommends, where it made that server faster here.
 - A run in which an answer was wrong, or more than 1% of a load were errors, writes no page.
