@@ -184,13 +184,17 @@ USUAL = {
     "empty",
     "by its version",
     "without a name",
+    "upgrades",
 }
+
+# uvicorn by itself lets the refusal of what is no HTTP overtake the answer before it, and loses what follows
+# an upgrade.
+UNLIKE = {"no HTTP", "upgrades"}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    # Behind what is no HTTP nothing follows; and uvicorn's own way lets it overtake the answer before it.
-    st.lists(st.sampled_from(sorted(REQUESTS.keys() - {"no HTTP"})), min_size=1, max_size=5),
+    st.lists(st.sampled_from(sorted(REQUESTS.keys() - UNLIKE)), min_size=1, max_size=5),
     st.lists(st.integers(0, 600), max_size=3),
     st.sampled_from([None, 0.0, 0.004]),
 )
@@ -215,6 +219,73 @@ def test_what_is_usual_goes_the_short_way_and_all_else_does_not(name: str) -> No
 
     passed, _ = run(ask)
     assert passed == (name not in USUAL and name != "no HTTP")
+
+
+OFFERS = (  # Java's HttpClient with its defaults; curl --http2; a browser's WebSocket
+    (
+        "Connection: Upgrade, HTTP2-Settings",
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+        "Upgrade: h2c",
+    ),
+    ("Upgrade: h2c", "Connection: keep-alive, Upgrade", "Connection: HTTP2-Settings", "HTTP2-Settings: AAM"),
+    ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+)
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("cut", [None, 20, -5, -1])
+def test_who_offers_another_protocol_is_answered_in_this_one(offer: tuple[str, ...], cut: int | None) -> None:
+    text = post(b"first", *offer)
+
+    async def ask(host: Running) -> tuple[bytes, list[bytes]]:
+        parts = [text + post(b"second")] if cut is None else [text[:cut], text[cut:], post(b"second")]
+        return await host.say(*parts), [message.body for message in host.echo.asked]
+
+    answer, asked = run(ask)
+    assert asked == [b"first", b"second"]
+    assert answer.count(b"HTTP/1.1 200 OK\r\n") == 3, "the page at the end too"
+
+
+def test_an_offer_does_not_make_a_last_request_one_of_many() -> None:
+    async def ask(host: Running) -> bytes:
+        return await host.say(post(b"first", "Connection: close, Upgrade", "Upgrade: h2c"), post(b"second"))
+
+    answer = run(ask)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"connection: close\r\n") == 1
+
+
+def test_headers_have_a_bound_and_requests_before_them_do_not_count() -> None:
+    endless = b"POST / HTTP/1.1\r\n" + b"x: y\r\n" * 80_000
+
+    async def ask(host: Running) -> tuple[bytes, bytes]:
+        many = post(b"z" * 50_000) * 4 + post(b"last")[:30]
+        return await host.say(many, post(b"last")[30:]), await host.say(endless, end=False)
+
+    many, none = run(ask)
+    assert many.count(b"HTTP/1.1 200 OK\r\n") == 6
+    assert none.startswith(b"HTTP/1.1 400 ")
+    assert none.endswith(b"The headers are too long.")
+
+
+def test_thousands_of_offers_in_one_piece() -> None:
+    text = post(b"", *OFFERS[0])
+
+    async def ask(host: Running) -> bytes:
+        return await host.say(text * 1500)
+
+    assert run(ask).count(b"HTTP/1.1 200 OK\r\n") == 1501
+
+
+@pytest.mark.parametrize("offer", ["", "Upgrade: h2c\r\n"])
+def test_a_tunnel_is_not_opened(offer: str) -> None:
+    text = f"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n{offer}\r\n".encode()
+
+    async def ask(host: Running) -> list[Message]:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(host.say(text, end=False), 0.1)
+        return host.echo.asked
+
+    assert run(ask) == []
 
 
 def test_a_body_that_comes_in_parts_is_waited_for_and_no_longer_than_it_may_take() -> None:

@@ -4,13 +4,18 @@ uvicorn makes a scope, a cycle and a task for each request and passes messages t
 than the answer of a small model. What is usual goes without: it computes, carries the token, says how long it
 is, comes whole with at most 64 KiB, and is alone on its connection. All others go through the application,
 which reads, waits and refuses; here nothing is refused.
+
+And who offers another protocol beside HTTP/1.1, as Java's client does with each request, is answered in
+HTTP/1.1 (RFC 9110, section 7.8). uvicorn would answer too, and lose the body.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dropserve.serving.answering import Message
@@ -20,6 +25,7 @@ from dropserve.serving.protocol import Reply
 
 _WHOLE = 65_536  # bytes of a body that may come in one piece
 _LINE = b"%b: %b\r\n"
+_OFFER = {b"upgrade", b"http2-settings"}
 
 
 class _Nobody:
@@ -55,6 +61,7 @@ class Direct(HttpToolsProtocol):
         self._desk: Answers | None = None  # of the usual request that is being read
         self._fields: dict[str, str] = {}
         self._body = b""
+        self._offered = False  # the request that is being read offers another protocol
 
     def on_message_begin(self) -> None:
         """A request begins; its scope is made if it turns out to be needed."""
@@ -62,14 +69,15 @@ class Direct(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its headers are whole: which way does it go?"""
+        self._offered = any(name == b"upgrade" for name, _ in self.headers) and self.parser.should_upgrade()
+        if self._offered:
+            return
         if (front := self._front) is None or not self._usual(front):
             self._pass_on()
 
     def _usual(self, front: Front) -> bool:
         """Whether it goes the short way, as far as its headers tell."""
         parser, cycle = self.parser, cast("RequestResponseCycle | None", self.cycle)
-        if parser is None:
-            return False
         desk = front.desk(parser.get_method().decode("ascii"), self.url.decode("ascii", "replace"))
         if desk is None or parser.get_http_version() != "1.1":
             return False
@@ -100,6 +108,8 @@ class Direct(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._offered:
+            return
         if self._desk is None or self._front is None:
             super().on_message_complete()
             return
@@ -113,12 +123,40 @@ class Direct(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; a request that they do not complete is not usual."""
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._desk is not None and not self.transport.is_closing():
             self._desk = None
             self._pass_on()
             if self._body:
                 super().on_body(self._body)
+
+    def _feed(self, data: bytes) -> None:
+        left = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(left)
+            except httptools.HttpParserUpgrade as pause:  # the parser stops behind the headers
+                if self._offered:
+                    left = left[pause.args[0] :]
+                    self._decline()
+                    continue
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+            return
+
+    def _decline(self) -> None:
+        """Read the headers again as if nothing had been offered, and the body behind them."""
+        told = [part.strip() for n, value in self.headers if n == b"connection" for part in value.split(b",")]
+        kept = [(name, value) for name, value in self.headers if name not in {*_OFFER, b"connection"}]
+        kept += [(b"connection", part) for part in told if part.lower() not in _OFFER]
+        version = self.parser.get_http_version().encode()
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        self._offered = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # a tunnel is asked for all the same
+            self.parser.feed_data(b"".join((first, *(_LINE % pair for pair in kept), b"\r\n")))
 
     def _tell(self, exchange: _Exchange, identity: str, reply: Reply) -> None:
         """Write the answer."""

@@ -30,11 +30,14 @@ _HEAD = 65_536  # bytes of a request before its body
 class Protocol(Direct):
     """As it is, with a bound on what may come before a body: uvicorn would read headers for ever."""
 
-    _head: int | None = None  # bytes of the headers that are being read
+    # Bytes of the headers that are being read, but for those of the piece in which they began: that one may
+    # hold requests before them too.
+    _head: int | None = None
+    _began = False
 
     def on_message_begin(self) -> None:
         """The headers of a request begin."""
-        self._head = 0
+        self._head, self._began = 0, True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -44,8 +47,9 @@ class Protocol(Direct):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
+        self._began = False
         super().data_received(data)
-        if self._head is not None:
+        if self._head is not None and not self._began:
             self._head += len(data)
             if self._head > _HEAD and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
