@@ -69,7 +69,7 @@ class Direct(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its headers are whole: which way does it go?"""
-        self._offered = any(name == b"upgrade" for name, _ in self.headers) and self.parser.should_upgrade()
+        self._offered = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
         if self._offered:
             return
         if (front := self._front) is None or not self._usual(front):
@@ -81,7 +81,7 @@ class Direct(HttpToolsProtocol):
         desk = front.desk(parser.get_method().decode("ascii"), self.url.decode("ascii", "replace"))
         if desk is None or parser.get_http_version() != "1.1":
             return False
-        if not parser.should_keep_alive() or parser.should_upgrade() or self.expect_100_continue:
+        if not parser.should_keep_alive() or self.expect_100_continue:
             return False
         if self.flow.write_paused or (cycle is not None and not cycle.response_complete):
             return False
