@@ -69,7 +69,7 @@ def _exact(array: Array) -> Float:
 
 
 def _surely_finite(array: Array) -> bool:
-    """Whether a sum of squares shows it, which takes a fifth of looking at each number."""
+    """Whether a sum of squares shows it, which takes a third of looking at each number."""
     flat = array.ravel()
     return array.dtype.kind == "f" and bool(flat.dot(flat) < np.inf)
 

@@ -97,8 +97,10 @@ class Codec:
             RequestError: if the request is at fault; :func:`error_reply` turns it into the reply.
         """
         known = {name.lower(): value for name, value in headers.items()}
-        if (usual := self._decode_usual(body, known)) is not None:
-            return usual
+        document = self._plain_document(body, known)
+        usual = None if document is None else self._vectors.read(document.get("instances"))
+        if document is not None and usual is not None and len(document) == 1:
+            return Call(self._query(usual, {}), self._encode_v1)
         if known.get("content-encoding", "identity").lower() not in {"", "identity"}:
             raise RequestError(
                 f"the body is encoded ({quote(known['content-encoding'])}); expected it as it is",
@@ -119,7 +121,8 @@ class Codec:
                 reason="parameters",
             )
         text, binary = _split(body, length)
-        document = self._parse(text)
+        if document is None:
+            document = self._parse(text)
         if "inputs" in document and "instances" not in document:
             inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures, self._table)
             return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted))
@@ -129,16 +132,18 @@ class Codec:
             )
         doubled = doubled_names(text, document)
         inputs, parameters = v1.decode(
-            document, self._form, lambda instances: self._read(instances, pictures, doubled)
+            document,
+            self._form,
+            lambda instances: self._read(instances, pictures, doubled) if usual is None else usual,
         )
         return Call(self._query(inputs, parameters), self._encode_v1)
 
-    def _decode_usual(self, body: bytes, known: Mapping[str, str]) -> Call | None:
-        """V1 with rows of numbers and nothing else; None for any other, which is read with more care."""
+    def _plain_document(self, body: bytes, known: Mapping[str, str]) -> dict[str, Any] | None:
+        """The JSON of a request about numbers and nothing else; None if it takes a closer look."""
         kind = known.get("content-type", JSON)
         if (
             not self._numbers_alone
-            or kind != JSON
+            or not kind.startswith(JSON)
             or not _TELLING.isdisjoint(known)
             or header_settings(known)
         ):
@@ -147,10 +152,7 @@ class Codec:
             document = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        if type(document) is not dict or len(document) != 1:
-            return None
-        inputs = self._vectors.read(document.get("instances"))
-        return None if inputs is None else Call(self._query(inputs, {}), self._encode_v1)
+        return document if type(document) is dict else None
 
     def _read(
         self, instances: Any, pictures: Pictures, doubled: Mapping[int, Sequence[str]]
@@ -161,8 +163,7 @@ class Codec:
             raise RequestError(
                 f"instance {row} has {quote(names[0])} twice; expected it once", reason="input_name"
             )
-        usual = self._vectors.read(instances)
-        return pictures.read_instances(instances, self._manifest.signature) if usual is None else usual
+        return pictures.read_instances(instances, self._manifest.signature)
 
     def refuse_form(self) -> RequestError:
         """What to tell who sent a form, which a host takes apart before we see it."""
