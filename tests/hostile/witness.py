@@ -120,6 +120,10 @@ class Witnesses:
         for event in self.events:
             if event.reply is None:
                 continue
+            if event.outcome != "200" and event.reply.content_type == "text/plain":
+                if not event.reply.body:  # Ray's HTTP proxy speaks so, in the place of a replica
+                    found.append(f"{event.outcome} without a reason: {event.reply}")
+                continue
             document = json.loads(event.reply.text)
             if event.outcome != "200":
                 if not (document.get("error") or document.get("message")):

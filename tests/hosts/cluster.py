@@ -18,7 +18,6 @@ import httpx
 import psutil
 import yaml
 
-from dropserve.serving.ray.names import CALLBACK
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Store
 
@@ -29,24 +28,22 @@ _MARK = "DROPSERVE_TEST_NODE"
 
 
 class Cluster:
-    """Node 0 is the head; each has one core, and a door of its own.
+    """Node 0 is the head; each has one core, and an HTTP proxy of its own.
 
     Args:
         folder: for the store and the configuration.
-        doors: whether Ray's proxies are ours.
     """
 
-    def __init__(self, folder: Path, *, doors: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = Store(folder / "model_store")
         self._temp = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets want a short path
         (self._temp / "ray").mkdir()  # there Ray notes the address, not where others look for one
-        self._dashboard, *self._doors = free_ports(3)
+        self._dashboard, *self._proxies = free_ports(3)
         (self._temp / "token").write_text(os.urandom(32).hex())
         text = (ROOT / "serving" / "deploy" / "ray-serve.yaml").read_text()
-        advised = dict(re.findall(r"^#   (RAY_\w+)=(\S+)$", text, re.MULTILINE))
-        assert advised["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == CALLBACK
-        self._advised = advised if doors else {}
+        self._advised = dict(re.findall(r"^#   (RAY_\w+)=(\S+)$", text, re.MULTILINE))
+        assert "RAY_SERVE_USE_GRPC_BY_DEFAULT" in self._advised
 
     def environment(self) -> dict[str, str]:
         """Of the nodes, and of commands that speak to the cluster."""
@@ -59,7 +56,7 @@ class Cluster:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on loopback
             "RAY_TMPDIR": str(self._temp),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(self._doors[1]),
+            "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(self._proxies[1]),
             "RAY_memory_monitor_refresh_ms": "0",
             "OMP_NUM_THREADS": "1",
         }
@@ -95,7 +92,7 @@ class Cluster:
     def deploy(self, *, models: list[str], replicas: int, seconds: float = 120) -> None:
         """Deploy serving/deploy/ray-serve.yaml, as it is shipped but for what it says must be chosen."""
         config: dict[str, Any] = yaml.safe_load((ROOT / "serving" / "deploy" / "ray-serve.yaml").read_text())
-        config["http_options"] |= {"host": LOOPBACK, "port": self._doors[0]}
+        config["http_options"] |= {"host": LOOPBACK, "port": self._proxies[0]}
         (application,) = config["applications"]
         application["args"] |= {"store": str(self.folder / "model_store"), "models": models}
         application["deployments"][0] |= {"num_replicas": replicas}
@@ -114,8 +111,8 @@ class Cluster:
         return False
 
     def url(self, node: int) -> str:
-        """The door of a node."""
-        return f"http://{LOOPBACK}:{self._doors[node]}"
+        """The HTTP proxy of a node."""
+        return f"http://{LOOPBACK}:{self._proxies[node]}"
 
     def processes(self, node: int) -> list[psutil.Process]:
         """Everything that runs there."""

@@ -31,7 +31,7 @@ from dropserve.serving.tuning import Properties
 from dropserve.store import Stored
 
 Version = Stored[VersionManifest]
-TOLD = 2.0  # seconds after which every replica has told what it has done
+TOLD = 4.0  # seconds after which Ray's exporter has what every replica has done
 ROW = [0.5, -1.0, 0.25, 2.0, 0.0, 1.0]
 
 
@@ -47,12 +47,10 @@ def http(host: Deployment) -> Iterator[httpx.Client]:
 
 
 def figure(text: str, name: str, endpoint: str, **labels: str) -> float:
-    """A series in Prometheus's text, read by Prometheus's own parser; 0 where there is none."""
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == name and sample.labels.items() >= ({"endpoint": endpoint} | labels).items():
-                return sample.value
-    return 0.0
+    """The sum of a series in Prometheus's text, of one endpoint, read by Prometheus's own parser."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    wanted = {"endpoint": endpoint} | labels
+    return sum(s.value for s in samples if s.name == name and s.labels.items() >= wanted.items())
 
 
 # --- what is served, and how it is ------------------------------------------------------------------------
@@ -84,6 +82,8 @@ def test_metadata_is_that_of_the_model(http: httpx.Client) -> None:
 def test_the_private_listener_has_figures_and_health_and_does_not_compute(host: Deployment) -> None:
     private = f"http://127.0.0.1:{host.metrics_port}"
     assert httpx.get(f"{private}/v2/health/ready").json() == {"ready": True}
+    assert httpx.post(f"{host.url}/predictions/mlp", json={"instances": [ROW]}).status_code == 200
+    time.sleep(TOLD if host.engine == "ray" else 0)
     assert "dropserve_requests_total" in httpx.get(f"{private}/metrics").text
     assert httpx.post(f"{private}/predictions/mlp", json={"instances": [ROW]}).status_code == 405
 
@@ -99,10 +99,15 @@ def test_figures_count_what_was_done(host: Deployment, http: httpx.Client) -> No
         ("dropserve_rejected_total", "mlp", "shape"): 1,
     }
 
+    prefix = "ray_" if host.engine == "ray" else ""
+
     def read() -> list[float]:
         time.sleep(TOLD if host.engine == "ray" else 0)
-        text = http.get("/metrics").text
-        return [figure(text, name, endpoint, **({"reason": r} if r else {})) for name, endpoint, r in wanted]
+        text = httpx.get(f"http://127.0.0.1:{host.metrics_port}/metrics").text
+        return [
+            figure(text, prefix + name, endpoint, **({"reason": r} if r else {}))
+            for name, endpoint, r in wanted
+        ]
 
     before = read()
     many = {"instances": [ROW, ROW], "parameters": {"mc_samples": 30}}

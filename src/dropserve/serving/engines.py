@@ -6,7 +6,7 @@ from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.engine import Engine
 from dropserve.serving.on_torchserve import TorchServeEngine
-from dropserve.serving.ray.engine import RayEngine
+from dropserve.serving.ray.launch import RayEngine
 
 _ENGINES: dict[EngineName, type[Engine]] = {
     "torchserve": TorchServeEngine,

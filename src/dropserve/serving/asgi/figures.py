@@ -59,15 +59,26 @@ class Figures(Collector):
     def __init__(self, desks: Sequence[Counted]) -> None:
         self._desks = desks
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._untold: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def text(self) -> bytes:
         """In Prometheus's text format."""
+        self._collect()
+        return generate_latest(self._registry)
+
+    def drain(self) -> Sums:
+        """What was done since the last call."""
+        self._collect()
+        drained, self._untold = self._untold, defaultdict(float)
+        return drained
+
+    def _collect(self) -> None:
         for desk in self._desks:
             for key, value in desk.take().items():
                 self._sums[key] += value
-        return generate_latest(self._registry)
+                self._untold[key] += value
 
     def collect(self) -> Iterator[Metric]:
         """What the registry asks for."""

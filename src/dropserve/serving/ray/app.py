@@ -1,23 +1,42 @@
-"""The Ray Serve application: ``import_path: dropserve.serving.ray.app:build`` in a Serve config file."""
+"""The Ray Serve application: ``import_path: dropserve.serving.ray.app:build`` in a Serve config file.
+
+A deployment with an ASGI ingress, as Ray's documentation has it: each replica runs the application of the
+ASGI host. Versions are pinned when the application is built: a replica that starts later serves no other one.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import logging.handlers
+import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dropserve.errors import UsageError
+from dropserve.errors import ServerError, UsageError
+from dropserve.serving.asgi.app import App
+from dropserve.serving.asgi.desk import Desk
+from dropserve.serving.asgi.figures import Counted, Figures
+from dropserve.serving.deployment import MODEL_LOG
 from dropserve.serving.graphs import Backend
-from dropserve.serving.ray.books import Books
-from dropserve.serving.ray.names import APPLICATION, BOOKS
-from dropserve.serving.ray.replica import Replica
-from dropserve.serving.ray.source import Published, Source
+from dropserve.serving.loaded import LOAD_FAILED
+from dropserve.serving.ray.launch import APPLICATION
+from dropserve.serving.ray.pinned import PinnedVersions, Source
+from dropserve.serving.tally import FIGURES
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _PAGES = 64  # requests that a replica takes besides those that compute, so that it can always say how it is
+_EXPORT = 1.0  # seconds between two reports to Ray's exporter
+_LOOK = 0.05
+_WAITING, _RESTARTS = "dropserve_waiting_requests", "dropserve_worker_restarts_total"
+_ENDPOINT = ("endpoint", "version")
+_LABELS = {**FIGURES, _WAITING: _ENDPOINT, _RESTARTS: _ENDPOINT}
 
 
 class Arguments(BaseModel):
@@ -57,7 +76,7 @@ def build(args: dict[str, Any]) -> Any:
     except ValidationError as error:
         lines = [f"  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise UsageError("\n".join(["args of the Serve config file:", *lines])) from error
-    source = Published.find(
+    source = PinnedVersions.find(
         given.store,
         given.models,
         given.settings,
@@ -68,12 +87,12 @@ def build(args: dict[str, Any]) -> Any:
     return application(source, {})
 
 
-def application(source: Source, options: dict[str, dict[str, Any]]) -> Any:
+def application(source: Source, options: dict[str, Any]) -> Any:
     """The application of anything that can be served.
 
     Args:
         source: what is served.
-        options: of Ray's deployments, by name.
+        options: of Ray's deployment.
     """
     from ray import serve  # noqa: PLC0415  # Ray hosts only
 
@@ -81,13 +100,10 @@ def application(source: Source, options: dict[str, dict[str, Any]]) -> Any:
     opened = source.open()
     opened.remove()  # it was looked at, on the node that builds; each replica unpacks its own
     room = opened.room
-    books = deployment(
-        Books, name=BOOKS, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
-    )
     replica = deployment(
         serve.ingress(_app)(Replica),
         name=APPLICATION,
-        # Its own queues refuse what is too much, in words; Ray must never stop it from saying so.
+        # The queues of the application refuse what is too much, in words, so Ray's must not be full first.
         max_ongoing_requests=room + _PAGES,
         max_queued_requests=room + _PAGES,
         max_constructor_retry_count=3,
@@ -95,11 +111,116 @@ def application(source: Source, options: dict[str, dict[str, Any]]) -> Any:
         health_check_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.5,
     )
-    shown = [desk.endpoint for desk in opened.desks]
-    told = books.options(**options.get(BOOKS, {})).bind(shown)
-    return replica.options(**options.get(APPLICATION, {})).bind(source, told)
+    return replica.options(**options).bind(source)
+
+
+class Replica:
+    """Loads every endpoint before it is ready; Ray sends it no request before.
+
+    Args:
+        source: what it serves.
+
+    Raises:
+        ServerError: if a model cannot be loaded.
+        CorruptStoreError: if a file is not what was published.
+    """
+
+    app: ASGIApp | None = None  # of the replica that lives in this process
+
+    async def __init__(self, source: Source) -> None:
+        opened = await asyncio.to_thread(source.open)
+        log_to(opened.logs)
+        figures = Figures(opened.desks)
+
+        async def text() -> bytes:
+            return figures.text()
+
+        app = App(opened.desks, opened.policy, text, numbered=False)
+        await asyncio.gather(*(desk.open() for desk in opened.desks))
+        for desk in opened.desks:
+            await _wait_loaded(desk)
+        self._metrics = RayMetrics(figures, opened.desks)
+        self._exporting = asyncio.create_task(self._export())
+        Replica.app = app
+
+    async def _export(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPORT)
+            self._metrics.export()
 
 
 def _app() -> ASGIApp:
     """Ray calls this in the process of a replica, once that has been made."""
-    return Replica.app()
+    if Replica.app is None:
+        raise RuntimeError("no replica lives in this process")
+    return Replica.app
+
+
+class RayMetrics:
+    """Our metrics in Ray's exporter: the same names with its prefix ``ray_``, and its labels of the replica.
+
+    Args:
+        figures: what the replica has done.
+        endpoints: what it serves.
+    """
+
+    def __init__(self, figures: Figures, endpoints: Sequence[Counted]) -> None:
+        from ray.serve.metrics import Counter, Gauge  # noqa: PLC0415  # Ray's processes only
+
+        self._figures, self._endpoints = figures, endpoints
+        counter, gauge = cast("Any", Counter), cast("Any", Gauge)  # their types allow one tag
+        # Ray appends _total to the name of a counter, so the histogram, already summed, goes as gauges.
+        self._metrics = {
+            name: (counter if name.endswith("_total") else gauge)(name, tag_keys=labels)
+            for name, labels in _LABELS.items()
+        }
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._told: dict[str, int] = {}
+
+    def export(self) -> None:
+        """Add what was done since the last time."""
+        for (name, *labels), value in self._figures.drain().items():
+            self._add(name, value, *labels)
+        for each in self._endpoints:
+            name, version = each.endpoint.name, str(each.endpoint.version)
+            self._metrics[_WAITING].set(each.waiting, tags={"endpoint": name, "version": version})
+            self._add(_RESTARTS, each.restarts - self._told.get(name, 0), name, version)
+            self._told[name] = each.restarts
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
+        if value <= 0:
+            return
+        metric, tags = self._metrics[name], dict(zip(_LABELS[name], labels, strict=True))
+        if name.endswith("_total"):
+            metric.inc(value, tags=tags)
+        else:
+            self._sums[name, *labels] += value
+            metric.set(self._sums[name, *labels], tags=tags)
+
+
+async def _wait_loaded(desk: Desk) -> None:
+    """Wait until an endpoint answers.
+
+    Raises:
+        ServerError: if it never will.
+    """
+    deadline = time.monotonic() + desk.tuning.startup
+    while (problem := desk.problem) is not None:
+        if "cannot" in problem or time.monotonic() > deadline:
+            raise ServerError(f"{LOAD_FAILED} {desk.endpoint.name}: {problem}")
+        await asyncio.sleep(_LOOK)
+
+
+def log_to(folder: Path | None) -> None:
+    """Write our log into a file that all processes of this machine share, or where Ray keeps its own."""
+    ours = logging.getLogger("dropserve")
+    if ours.handlers:
+        return
+    # Each line is appended in one step; the server's process puts full files aside.
+    handler = (
+        logging.StreamHandler() if folder is None else logging.handlers.WatchedFileHandler(folder / MODEL_LOG)
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s - %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.WARNING)
+    ours.propagate = False

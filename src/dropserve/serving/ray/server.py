@@ -1,7 +1,8 @@
 """The server's process: ``python -m dropserve.serving.ray.server DEPLOYMENT``.
 
 It starts a Ray of its own, on loopback, deploys the application, and ends both on SIGTERM or SIGINT. Clients
-are met by Ray's HTTP proxy; here is only a private listener, which asks through the same door as they do.
+are met by Ray's HTTP proxy. A private listener passes questions about health on to it, as a client asks them,
+and the metrics of Ray's exporter.
 """
 
 from __future__ import annotations
@@ -11,40 +12,35 @@ import logging
 import math
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dropserve.serving.asgi.doors import DRAIN, LEAVE, Server, configured
 from dropserve.serving.asgi.engine import Settings
 from dropserve.serving.deployment import MODEL_LOG, Deployment
-from dropserve.serving.ray import names
-from dropserve.serving.ray.app import application
-from dropserve.serving.ray.engine import SETTINGS
-from dropserve.serving.ray.replica import log_to
-from dropserve.serving.ray.scaling import Scaling
-from dropserve.serving.ray.source import Unpacked
+from dropserve.serving.ray.app import application, log_to
+from dropserve.serving.ray.launch import APPLICATION, SETTINGS, Scaling
+from dropserve.serving.ray.pinned import LocalDeployment
 from dropserve.serving.runtime import LOOPBACK
 
 _OBJECTS = 150_000_000  # bytes of shared memory for what is too long for a call
 _IDLE = 75  # seconds that a connection may lie idle
-_NEWCOMERS = 2.5  # seconds that the doors may take to hear who has just come in
 _MARGIN = 10.0
-_LOOK = 0.1
 _TRIM = 30.0
 _WATCH = 0.5
+_LOOK = 0.02
 _VITAL = ("gcs_server", "raylet")
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
 _RAYS_LOGS = 24  # files of some starts
 _ASK = 5.0
-_SHOWN = ["/v2/health/live", "/v2/health/ready", "/v2/models/{model}", "/v2/models/{model}/ready", "/metrics"]
+_SHOWN = ["/v2/health/live", "/v2/health/ready", "/v2/models/{model}", "/v2/models/{model}/ready"]
 log = logging.getLogger("dropserve.serving.ray")
 
 
@@ -56,8 +52,6 @@ def start(deployment: Deployment) -> None:
 
     scaling = Scaling.model_validate_json((deployment.folder / SETTINGS).read_bytes())
     settings = Settings.read(deployment)
-    for name in (names.LEAVE, names.LEFT):  # of an earlier run that was asked to end
-        (deployment.folder / name).unlink(missing_ok=True)
     logs = deployment.logs / "ray"
     logs.mkdir(parents=True, exist_ok=True)
     _keep_newest(logs)
@@ -69,7 +63,7 @@ def start(deployment: Deployment) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        namespace=names.APPLICATION,
+        namespace=APPLICATION,
         _node_ip_address=LOOPBACK,
         _temp_dir=str(deployment.scratch),
     )
@@ -83,9 +77,9 @@ def start(deployment: Deployment) -> None:
     if settings.certificate is not None:
         http |= {"ssl_certfile": settings.certificate, "ssl_keyfile": settings.private_key}
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=told)
-    source = Unpacked(file=deployment.folder / "deployment.json")
+    source = LocalDeployment(file=deployment.folder / "deployment.json")
     app = application(source, scaling.options)
-    serve.run(app, name=names.APPLICATION, route_prefix="/", logging_config=told)
+    serve.run(app, name=APPLICATION, route_prefix="/", logging_config=told)
 
 
 def _keep_newest(logs: Path) -> None:
@@ -95,13 +89,15 @@ def _keep_newest(logs: Path) -> None:
 
 
 class Private:
-    """The private listener: the health and the figures of what clients see.
+    """The private listener: health as clients see it, and the metrics of Ray's exporter.
 
     Args:
         deployment: whom it asks.
+        exporter: the address of Ray's metrics.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, exporter: str) -> None:
+        self._exporter = exporter
         # Our own process on our own machine: there is no name that a certificate could speak for.
         self._http = httpx.AsyncClient(
             base_url=deployment.url,
@@ -110,12 +106,19 @@ class Private:
             verify=False,  # noqa: S501  # see above
         )
         routes = [Route(path, self._pass, methods=["GET"]) for path in _SHOWN]
+        routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         routes.append(Route("/{path:path}", self._refuse, methods=["POST"]))
         self.app = Starlette(routes=routes)
 
     async def _pass(self, request: Request) -> Response:
+        return await self._ask(request.scope["raw_path"].decode("latin-1"))
+
+    async def _metrics(self, _: Request) -> Response:
+        return await self._ask(self._exporter)
+
+    async def _ask(self, address: str) -> Response:
         try:
-            found = await self._http.get(request.scope["raw_path"].decode("latin-1"))
+            found = await self._http.get(address)
         except httpx.HTTPError as error:
             return JSONResponse({"error": f"no answer: {type(error).__name__}: {error}"}, 503)
         return Response(found.content, found.status_code, media_type=found.headers.get("content-type"))
@@ -127,26 +130,45 @@ class Private:
 
 
 async def keep(deployment: Deployment) -> None:
-    """Serve until SIGTERM or SIGINT, then have the doors closed behind the last answer."""
-    server = Server(configured(Private(deployment).app, host=LOOPBACK, port=deployment.management_port))
+    """Serve until SIGTERM, SIGINT or SIGHUP."""
+    private = Private(deployment, _exporter()).app
+    server = uvicorn.Server(
+        uvicorn.Config(
+            private,
+            host=LOOPBACK,
+            port=deployment.management_port,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+        )
+    )
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     running = asyncio.create_task(server.serve())
+    while not server.started and not running.done():  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(_LOOK)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # in place of the server's own
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     trimming = asyncio.create_task(_trim(deployment.logs / MODEL_LOG))
     stopping = asyncio.create_task(stop.wait())
     dying = asyncio.create_task(_await_death())
     await asyncio.wait([stopping, running, dying], return_when=asyncio.FIRST_COMPLETED)
-    trimming.cancel()
+    for task in (trimming, stopping):
+        task.cancel()
     if dying.done():
         raise RuntimeError(f"Ray's {dying.result()} has ended")  # the supervisor starts all of it again
     dying.cancel()
-    await asyncio.to_thread(_close_doors, deployment)
     server.should_exit = True
     await asyncio.gather(running, return_exceptions=True)
-    stopping.cancel()
     if not stop.is_set():
         raise RuntimeError("the private listener ended")
+
+
+def _exporter() -> str:
+    """Where the node of this Ray tells its metrics."""
+    import ray  # noqa: PLC0415  # as above
+
+    (node,) = ray.nodes()
+    return f"http://{LOOPBACK}:{node['MetricsExportPort']}/metrics"
 
 
 async def _await_death() -> str:
@@ -159,14 +181,6 @@ async def _await_death() -> str:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 return name
         await asyncio.sleep(_WATCH)
-
-
-def _close_doors(deployment: Deployment) -> None:
-    """Say so to Ray's proxy, and wait until it has."""
-    (deployment.folder / names.LEAVE).touch()
-    deadline = time.monotonic() + LEAVE + _NEWCOMERS + DRAIN
-    while not (deployment.folder / names.LEFT).exists() and time.monotonic() < deadline:
-        time.sleep(_LOOK)
 
 
 async def _trim(file: Path) -> None:
@@ -198,12 +212,14 @@ def main() -> None:
     deployment = Deployment.model_validate_json(Path(sys.argv[1]).read_bytes())
     log_to(deployment.logs)
     start(deployment)
+    import ray  # noqa: PLC0415  # as above
+    from ray import serve  # noqa: PLC0415
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(keep(deployment))
+        serve.shutdown()  # replicas finish what they have begun
     finally:
-        import ray  # noqa: PLC0415  # as above
-
         ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""What a replica serves: what ``dropserve serve`` has unpacked, or versions of a store that all nodes see."""
+"""What replicas serve: a local deployment, or versions of a store, pinned when the application is built."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CONFIG, _PROPERTIES = "model-config.yaml", "config.properties"
 
 @dataclass(frozen=True)
 class Opened:
-    """What a replica has before it.
+    """What one replica serves.
 
     Attributes:
         desks: one for each endpoint; no model is loaded yet.
@@ -55,8 +55,8 @@ class Opened:
             shutil.rmtree(self.own, ignore_errors=True)
 
 
-class Unpacked(BaseModel):
-    """A deployment of this machine.
+class LocalDeployment(BaseModel):
+    """What ``dropserve serve`` has unpacked on this machine.
 
     Attributes:
         file: its ``deployment.json``.
@@ -81,8 +81,8 @@ class Unpacked(BaseModel):
         return Deployment.model_validate_json(self.file.read_bytes())
 
 
-class Published(BaseModel):
-    """Versions of a model store.
+class PinnedVersions(BaseModel):
+    """Versions of a model store that every node sees at the same path.
 
     Attributes:
         store: the store's folder, the same on every node.
@@ -113,7 +113,7 @@ class Published(BaseModel):
         monte_carlo: bool = True,
         backend: Backend | None = None,
         token_file: Path | None = None,
-    ) -> Published:
+    ) -> PinnedVersions:
         """Open, and so verify, what is to be served.
 
         Args:
@@ -183,7 +183,7 @@ class Published(BaseModel):
         return Opened(desks, Policy(longest=longest, token=token), own=folder)
 
 
-Source = Unpacked | Published
+Source = LocalDeployment | PinnedVersions
 
 
 def _clear_abandoned() -> None:

@@ -1,21 +1,28 @@
-"""What a deployment on Ray Serve needs: its command line, its settings, its environment; and its end."""
+"""How ``dropserve serve`` starts Ray Serve: ``ray-serve.yaml``, command line, environment; and its end."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from dropserve.errors import MissingExtraError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dropserve.errors import MissingExtraError, UsageError
 from dropserve.project import packaged_stages
 from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.engine import Draft, Launch, threads_per_worker
-from dropserve.serving.ray.names import CALLBACK, DEPLOYMENT
-from dropserve.serving.ray.scaling import Scaling, read_scaling
+from dropserve.serving.runtime import cores
 from dropserve.serving.tuning import Properties
 
+APPLICATION = "dropserve"  # the name of the application, and of its one deployment
+BUILDER = "dropserve.serving.ray.app:build"
+DEPLOYMENT = "DROPSERVE_DEPLOYMENT"  # names the folder of the deployment to all processes of this Ray
 SETTINGS = "ray.json"
 _TOKEN = "ray-token"  # noqa: S105  # the name of the file that holds it
 _FILE = "serving/deploy/ray-serve.yaml"
@@ -33,6 +40,79 @@ _QUICK = {
     "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1",  # a replica that has fallen silent is found out after it
 }
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
+
+
+class Scaling(BaseModel):
+    """What ``serving/deploy/ray-serve.yaml`` says of our deployment: here and on a cluster alike.
+
+    Attributes:
+        options: as Ray names them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    options: dict[str, Any] = {}
+
+    @property
+    def replicas(self) -> int:
+        """That there are at first."""
+        own = self.options
+        growth = own.get("autoscaling_config") or {}
+        found = own.get("num_replicas", growth.get("initial_replicas") or growth.get("min_replicas", 1))
+        return found if isinstance(found, int) else 1
+
+    @property
+    def processors(self) -> float:
+        """That a Ray here counts: enough for all replicas; those that grow are bounded by the cores."""
+        own = self.options
+        each = (own.get("ray_actor_options") or {}).get("num_cpus", 1)
+        grows = own.get("autoscaling_config") or own.get("num_replicas") == "auto"
+        return max(self.replicas * each, cores() if grows else 0)
+
+
+def read_scaling(path: Path) -> Scaling:
+    """Read the file, as Ray itself would.
+
+    Raises:
+        UsageError: with everything that is wrong with it.
+    """
+    import yaml  # noqa: PLC0415  # hosts only
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # Ray hosts only, and it takes seconds
+
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+        found = ServeDeploySchema.model_validate(raw)
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        lines = [f"  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UsageError("\n".join([f"{path} is no Serve config file:", *lines])) from error
+    ours = [application for application in found.applications if application.import_path == BUILDER]
+    if len(ours) != 1:
+        raise UsageError(f"{path}: expected one application with import_path: {BUILDER}; found {len(ours)}")
+    entries = [
+        entry
+        for a in raw["applications"]
+        if a["import_path"] == BUILDER
+        for entry in a.get("deployments") or []
+    ]
+    if problems := [problem for entry in entries for problem in _unheard(entry)]:
+        raise UsageError("\n".join([f"{path}:", *(f"  - {problem}" for problem in problems)]))
+    (*_, own) = ({}, *(d.model_dump(exclude_unset=True, exclude={"name"}) for d in ours[0].deployments))
+    return Scaling(options=own)
+
+
+def _unheard(entry: dict[str, Any]) -> Iterator[str]:
+    """What Ray would pass over in silence, or stumble over when it is started."""
+    from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema  # noqa: PLC0415  # as above
+
+    name, actor = entry.get("name"), entry.get("ray_actor_options") or {}
+    known = set(DeploymentSchema.model_fields), set(RayActorOptionsSchema.model_fields)
+    for where, section, keys in zip(("", "ray_actor_options."), (entry, actor), known, strict=True):
+        for key in section:
+            if key not in keys:
+                yield f"{name}: unknown key {where}{key}; expected {', '.join(sorted(keys))}"
+    if name != APPLICATION:
+        yield f"there is no deployment {name}; there is {APPLICATION}"
 
 
 class RayEngine(AsgiEngine):
@@ -70,8 +150,8 @@ class RayEngine(AsgiEngine):
             "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
             "RAY_ROTATION_BACKUP_COUNT": str(_LOG_FILES),
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that has died is noticed after three
+            "RAY_metrics_report_interval_ms": "1000",
             "RAY_memory_monitor_refresh_ms": "0",  # it would end a replica because others use the memory
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
             **_QUICK,
         }
         file = str(draft.folder / "deployment.json")
