@@ -55,7 +55,7 @@ def test_a_serving_host_needs_no_torch(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check = (
-        "import importlib.util as u, dropserve, dropserve.serving.asgi.server, dropserve.serving.asgi.worker;"
+        "import importlib.util as u, dropserve, dropserve.serving.http.server, dropserve.serving.http.worker;"
         "absent = [n for n in ('torch', 'lightning', 'onnx', 'torchserve', 'ts') if u.find_spec(n) is None];"
         "assert len(absent) == 5, absent; print(dropserve.Client.__name__)"
     )

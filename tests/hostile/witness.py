@@ -120,7 +120,7 @@ class Witnesses:
         for event in self.events:
             if event.reply is None:
                 continue
-            if event.outcome != "200" and event.reply.content_type == "text/plain":
+            if event.outcome != "200" and (event.reply.content_type or "text/plain").startswith("text/plain"):
                 if not event.reply.body:  # Ray's HTTP proxy speaks so, in the place of a replica
                     found.append(f"{event.outcome} without a reason: {event.reply}")
                 continue

@@ -40,4 +40,4 @@ def is_rays(process: psutil.Process) -> bool:
 
 def is_worker(process: psutil.Process) -> bool:
     """Whether it is the process of an endpoint."""
-    return "dropserve.serving.asgi.worker" in process.cmdline()
+    return "dropserve.serving.http.worker" in process.cmdline()

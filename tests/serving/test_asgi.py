@@ -21,11 +21,9 @@ from python_hosts import PYTHON_HOSTS, server_process, working
 from dropserve.client import Client
 from dropserve.errors import ServerError, UsageError
 from dropserve.manifest import VersionManifest
-from dropserve.serving.asgi.desk import FAST
-from dropserve.serving.asgi.engine import AsgiEngine, read_token
-from dropserve.serving.asgi.inline import Inline
-from dropserve.serving.asgi.lane import Tuning
 from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.http.backends import FAST, EndpointConfig, InProcessBackend
+from dropserve.serving.http.launch import AsgiEngine, read_token
 from dropserve.serving.on_torchserve import TorchServeEngine
 from dropserve.serving.tuning import Properties
 from dropserve.store import Stored
@@ -133,7 +131,9 @@ def test_each_request_has_an_id_of_its_own(http: httpx.Client) -> None:
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(host: Deployment) -> None:
     """A gigabyte is announced and none of it sent; and one that announces nothing is cut off on its way."""
     with socket.create_connection(("127.0.0.1", host.port), timeout=10) as connection:
-        connection.sendall(b"POST /predictions/mlp HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        connection.sendall(
+            b"POST /predictions/mlp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+        )
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
     def endless() -> Iterator[bytes]:
@@ -165,7 +165,7 @@ def test_a_long_body_is_answered_beside_short_ones(http: httpx.Client) -> None:
 def test_requests_one_behind_the_other_on_one_connection(host: Deployment) -> None:
     """Pipelined, as HTTP/1.1 allows: answered in order."""
     bodies = [json.dumps({"instances": [[i, *ROW[1:]]]}).encode() for i in range(5)]
-    head = b"POST /predictions/mlp HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /predictions/mlp HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(("127.0.0.1", host.port), timeout=10) as connection:
         connection.sendall(b"".join(head % len(body) + body for body in bodies))
         data = b""
@@ -239,8 +239,8 @@ def test_no_torch_and_no_java_are_there(host: Deployment) -> None:
 
 
 def test_a_model_is_timed_from_bytes_to_bytes(mlp_version: Version) -> None:
-    inline = Inline(mlp_version.folder, "mlp", Tuning(handler={"threads": 1}))
-    assert 0 < inline.seconds < 20 * FAST
+    backend = InProcessBackend(mlp_version.folder, "mlp", EndpointConfig(handler={"threads": 1}))
+    assert 0 < backend.seconds < 20 * FAST
 
 
 def test_a_wrong_place_is_refused_with_the_right_ones(

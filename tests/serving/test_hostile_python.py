@@ -61,20 +61,20 @@ def test_two_thousand_hostile_requests_harm_nobody(host: PythonHost) -> None:
     siege.end(2000)
 
 
-POST = b"POST /predictions/mlp HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /predictions/mlp HTTP/1.1\r\nHost: localhost\r\n"
 RAW = {
     "not HTTP": b"hello\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "a path of bytes": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-    "two lengths": b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "a path of bytes": b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "two lengths": b"POST /v2 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
     "a length and chunks": POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a negative length": POST + b"Content-Length: -1\r\n\r\n",
     "an absurd length": POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n",
     "a broken chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "an odd host": b"GET /v2/nothing HTTP/1.1\r\nHost: [::1\r\n\r\n",
-    "headers without end": b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"X-Y: " + b"z" * 200_000,
-    "an upgrade": b"GET /v2 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "headers without end": b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + b"X-Y: " + b"z" * 200_000,
+    "an upgrade": b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
     "expectations": POST + b"Expect: miracles\r\nContent-Length: 2\r\n\r\n{}",
 }
 
@@ -89,6 +89,6 @@ def test_bytes_that_are_hardly_http(host: PythonHost, raw: bytes) -> None:
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(raw)
         status = connection.recv(65536).split(b" ")[1]
-    assert status in {b"200", b"400", b"404", b"413"}, status
+    assert status in {b"200", b"400", b"403", b"404", b"413"}, status
     assert host.workers() == before
     assert "Traceback" not in host.log()

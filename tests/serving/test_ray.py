@@ -293,7 +293,7 @@ def test_a_full_log_is_put_aside(tmp_path: Path) -> None:
 
 
 def test_other_engines_do_not_import_ray() -> None:
-    modules = "sys, dropserve.serving.lifecycle, dropserve.serving.asgi.server"
+    modules = "sys, dropserve.serving.lifecycle, dropserve.serving.http.server"
     code = f"import {modules}; assert 'ray' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

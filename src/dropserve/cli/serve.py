@@ -70,6 +70,14 @@ def serve(  # noqa: PLR0913  # one for each option
         Path | None,
         typer.Option(help="The token that requests must carry; drawn anew by default.", show_default=False),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that the header Host may have besides localhost; may be repeated."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="An origin whose pages in browsers may ask, or *; may be repeated."),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay attached until SIGTERM or Ctrl-C: for containers.")
     ] = False,
@@ -88,6 +96,8 @@ def serve(  # noqa: PLR0913  # one for each option
         raise UsageError(f"--backend {backend}: expected {' or '.join(BACKENDS)}")
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}")
+    if not host.strip():
+        raise UsageError("--host '': expected an address, such as 127.0.0.1 or ::1")
     options = lifecycle.Options(
         model_config=project.stage_file("serving/model-config.yaml"),
         properties=project.stage_file("serving/config.properties"),
@@ -97,6 +107,8 @@ def serve(  # noqa: PLR0913  # one for each option
         tls=tls,
         tokens=token,
         token_file=token_file,
+        allowed_hosts=tuple(allowed_host or ()),
+        origins=tuple(cors or ()),
         metrics_port=metrics_port,
         backend=backend,
         monte_carlo=mc,

@@ -18,7 +18,7 @@ from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, Opt
 from dropserve.serving.engine import Draft, threads_per_worker
 from dropserve.serving.engines import engine as engine_named
 from dropserve.serving.parameters import SUFFIX
-from dropserve.serving.runtime import LOOPBACK
+from dropserve.serving.runtime import is_loopback
 from dropserve.serving.tuning import Properties, endpoint_config, read_properties
 from dropserve.store import Stored
 
@@ -37,7 +37,7 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
         MissingExtraError: if what the engine stands on is not installed.
     """
     properties = read_properties(options.properties)
-    remote = options.host not in {LOOPBACK, "localhost"}
+    remote = not is_loopback(options.host)
     tls = remote and options.tls
     if tls and not properties.has_certificate:
         raise UsageError(

@@ -83,6 +83,7 @@ class Deployment(BaseModel):
     def url(self) -> str:
         """Where clients on this machine find it."""
         host = LOOPBACK if self.host in EVERYWHERE else self.host
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     def authorization(self, kind: Literal["inference", "management"]) -> dict[str, str]:
@@ -119,6 +120,8 @@ class Options:
         tls: off lets clients of another machine speak HTTP, where something in front encrypts.
         tokens: off lets clients of another machine ask without a token, where something in front knows them.
         token_file: holds the token that requests must carry; one is drawn by default.
+        allowed_hosts: names that the header ``Host`` may have, besides those of loopback.
+        origins: of pages in browsers that may ask (CORS).
         metrics_port: for Prometheus; any free one by default.
         backend: overrides the one in ``model_config``.
         monte_carlo: whether models get their ``-mc`` endpoint.
@@ -134,6 +137,8 @@ class Options:
     tls: bool = True
     tokens: bool = True
     token_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     metrics_port: int | None = None
     backend: Backend | None = None
     monte_carlo: bool = True

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.deployment import EngineName
 from dropserve.serving.engine import Engine
+from dropserve.serving.http.launch import AsgiEngine
 from dropserve.serving.on_torchserve import TorchServeEngine
 from dropserve.serving.ray.launch import RayEngine
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from dropserve.serving.answering import Answering, Message
+from dropserve.serving.answering import BatchHandler, HttpRequest
 from dropserve.serving.loaded import LOAD_FAILED, load_endpoint
 from dropserve.serving.tally import start_reporting
 from dropserve.serving.wire import read_in_pieces
@@ -42,8 +42,8 @@ class Handler:
             log.exception("%s %s: %s", LOAD_FAILED, endpoint, text)
             raise RuntimeError(text) from error
         self._codec = loaded.codec
-        self._answering = Answering(endpoint, loaded)
-        start_reporting(self._answering.tally)
+        self._batch_handler = BatchHandler(endpoint, loaded)
+        start_reporting(self._batch_handler.tally)
         read_in_pieces()
         logging.getLogger().setLevel(logging.WARNING)  # TorchServe logs each request at INFO, to a pipe
 
@@ -57,7 +57,7 @@ class Handler:
         Returns:
             One encoded body a request, in order.
         """
-        replies = self._answering([self._message(row, context, index) for index, row in enumerate(data)])
+        replies = self._batch_handler([self._request(row, context, index) for index, row in enumerate(data)])
         for index, reply in enumerate(replies):
             context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
             context.set_response_content_type(index, reply.content_type)
@@ -65,11 +65,11 @@ class Handler:
                 context.set_response_header(index, name, value)
         return [reply.body for reply in replies]
 
-    def _message(self, row: Mapping[str, Any], context: Any, index: int) -> Message:
+    def _request(self, row: Mapping[str, Any], context: Any, index: int) -> HttpRequest:
         identity, headers = str(context.get_request_id(index)), _headers(context, index)
         if "body" not in row:
-            return Message(b"", identity, headers, self._codec.refuse_form())
-        return Message(_body(row["body"]), identity, headers)
+            return HttpRequest(b"", identity, headers, self._codec.refuse_form())
+        return HttpRequest(_body(row["body"]), identity, headers)
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

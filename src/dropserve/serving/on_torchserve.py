@@ -51,6 +51,10 @@ class TorchServeEngine:
                 f"--token-file {options.token_file}: TorchServe draws its token itself; leave it out, or "
                 "choose --engine asgi"
             )
+        if options.origins or options.allowed_hosts:
+            raise UsageError(
+                "TorchServe checks neither Origin nor Host: --cors and --allowed-host want --engine asgi"
+            )
 
     def launch(self, draft: Draft) -> Launch:
         """What the ``torchserve`` script would run, without its pid file in the system's temporary folder."""

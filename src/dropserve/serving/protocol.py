@@ -34,6 +34,8 @@ from dropserve.serving.vectors import Vectors
 JSON = "application/json"
 _JSON_LENGTH = v2.JSON_LENGTH.lower()
 _TELLING = {"content-encoding", _JSON_LENGTH}  # headers that say how a body is to be read
+# What a page in a browser may send to any server without asking it first (TorchServe takes forms apart).
+_CROSS_SITE = ("multipart/", "application/x-www-form-urlencoded", "text/plain")
 NO_HEADERS: Mapping[str, str] = {}  # a dict, since orjson writes no other mapping
 
 
@@ -52,10 +54,12 @@ class Call(NamedTuple):
     Attributes:
         query: what to ask the predictor.
         encode: turns its answer into the reply, in the protocol of the request.
+        v2: whether that is the Open Inference Protocol.
     """
 
     query: Query
     encode: Callable[[Answer], Reply]
+    v2: bool = False
 
 
 class Codec:
@@ -107,8 +111,8 @@ class Codec:
                 status=415,
                 reason="content_type",
             )
-        if known.get("content-type", "").startswith("multipart/"):  # TorchServe would not have let it through
-            raise self.refuse_form()
+        if known.get("content-type", "").lower().startswith(_CROSS_SITE):
+            raise self.refuse_form(text=known["content-type"].lower().startswith("text"))
         length = known.get(_JSON_LENGTH)
         pictures = Pictures(self._manifest.images, self._limits.max_image_pixels)
         if length is None and is_image(body, known, self._manifest):
@@ -125,7 +129,7 @@ class Codec:
             document = self._parse(text)
         if "inputs" in document and "instances" not in document:
             inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures, self._table)
-            return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted))
+            return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted), v2=True)
         if binary:
             raise RequestError(
                 f"{len(binary)} bytes follow the JSON; V1 has no binary tensors", reason="form"
@@ -165,12 +169,13 @@ class Codec:
             )
         return pictures.read_instances(instances, self._manifest.signature)
 
-    def refuse_form(self) -> RequestError:
+    def refuse_form(self, *, text: bool = False) -> RequestError:
         """What to tell who sent a form, which a host takes apart before we see it."""
         image = ", or, for an image, image/png or image/jpeg" if self._manifest.images else ""
         file = " or -H 'content-type: image/png' --data-binary @FILE" if self._manifest.images else ""
         return RequestError(
-            f"the body arrived as a form, not as JSON: send the header Content-Type: application/json{image} "
+            f"the body arrived as {'text' if text else 'a form'}, not as JSON: "
+            f"send the header Content-Type: application/json{image} "
             f"(with curl: -H 'content-type: application/json'{file})",
             status=415,
             reason="content_type",

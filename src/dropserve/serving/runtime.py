@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -39,6 +40,13 @@ def torchserve_home() -> Path:
         raise MissingExtraError("torchserve", "torchserve") from error
 
 
+def is_loopback(host: str) -> bool:
+    """Whether this machine alone can reach what listens there."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -51,7 +59,7 @@ def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         for _ in range(count):
-            listener = stack.enter_context(socket.socket())
+            listener = stack.enter_context(socket.socket(_family(host)))
             listener.bind((host, 0))
             ports.append(listener.getsockname()[1])
         return ports
@@ -63,7 +71,7 @@ def check_port(port: int, host: str = LOOPBACK) -> None:
     Raises:
         ServerError: naming the process where the system tells.
     """
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -72,6 +80,10 @@ def check_port(port: int, host: str = LOOPBACK) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}){_owner(port)}. "
                 f"Stop what uses it, or choose another: --port {free_ports(1, host)[0]}"
             ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _owner(port: int) -> str:

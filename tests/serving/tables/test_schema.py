@@ -12,7 +12,7 @@ from staff import COLUMNS, GOOD, JSON, ask, manifest
 
 from dropserve.columns import Column
 from dropserve.errors import RequestError
-from dropserve.serving.asgi import table_schemas
+from dropserve.serving.http import schemas
 from dropserve.serving.loaded import Loaded
 from dropserve.serving.metadata import describe_model
 from dropserve.serving.predictor import Predictor
@@ -34,7 +34,7 @@ _CELLS = JSON | st.sampled_from(["clerk", "nurse", "", "1", "seven", 1, 2.0, 4, 
 def test_the_schema_takes_what_the_codec_takes(instance: Any) -> None:
     table = table_reader(manifest(*COLUMNS))
     assert table is not None
-    allowed = jsonschema_rs.is_valid(table_schemas.instance(table), instance)
+    allowed = jsonschema_rs.is_valid(schemas.table_instance(table), instance)
     try:
         ask({"instances": [instance]})
     except RequestError:
@@ -49,7 +49,7 @@ def test_the_schema_takes_the_numbers_that_the_codec_takes(text: str, value: Any
     column = Column(name="x", categories=(text,))
     table = table_reader(manifest(column))
     assert table is not None
-    allowed = jsonschema_rs.is_valid(table_schemas.instance(table), [value])
+    allowed = jsonschema_rs.is_valid(schemas.table_instance(table), [value])
     assert allowed == (table.cells["x"].read(value) is not None)
 
 
@@ -65,4 +65,4 @@ def test_metadata_names_an_input_for_each_column(staff_version: Any) -> None:
     ]
     table = table_reader(staff_version.manifest)
     assert table is not None
-    assert [each["properties"]["name"]["const"] for each in table_schemas.inputs(table)] == list(GOOD)
+    assert [each["properties"]["name"]["const"] for each in schemas.table_inputs(table)] == list(GOOD)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dropserve.errors import ServerError, UsageError
-from dropserve.serving.asgi.app import App
-from dropserve.serving.asgi.desk import Desk
-from dropserve.serving.asgi.figures import Counted, Figures
 from dropserve.serving.deployment import MODEL_LOG
 from dropserve.serving.graphs import Backend
+from dropserve.serving.http.app import App, ModelEndpoint, with_cors
 from dropserve.serving.loaded import LOAD_FAILED
+from dropserve.serving.metrics import Counted, MetricsCollector
 from dropserve.serving.ray.launch import APPLICATION
 from dropserve.serving.ray.pinned import PinnedVersions, Source
 from dropserve.serving.tally import FIGURES
@@ -130,18 +129,13 @@ class Replica:
     async def __init__(self, source: Source) -> None:
         opened = await asyncio.to_thread(source.open)
         log_to(opened.logs)
-        figures = Figures(opened.desks)
-
-        async def text() -> bytes:
-            return figures.text()
-
-        app = App(opened.desks, opened.policy, text, numbered=False)
-        await asyncio.gather(*(desk.open() for desk in opened.desks))
-        for desk in opened.desks:
-            await _wait_loaded(desk)
-        self._metrics = RayMetrics(figures, opened.desks)
+        app = App(opened.endpoints, opened.policy, numbered=False)
+        await asyncio.gather(*(endpoint.open() for endpoint in opened.endpoints))
+        for endpoint in opened.endpoints:
+            await _wait_loaded(endpoint)
+        self._metrics = RayMetrics(app.metrics, opened.endpoints)
         self._exporting = asyncio.create_task(self._export())
-        Replica.app = app
+        Replica.app = with_cors(app, opened.policy)
 
     async def _export(self) -> None:
         while True:
@@ -160,14 +154,14 @@ class RayMetrics:
     """Our metrics in Ray's exporter: the same names with its prefix ``ray_``, and its labels of the replica.
 
     Args:
-        figures: what the replica has done.
+        metrics: what the replica has done.
         endpoints: what it serves.
     """
 
-    def __init__(self, figures: Figures, endpoints: Sequence[Counted]) -> None:
+    def __init__(self, metrics: MetricsCollector, endpoints: Sequence[Counted]) -> None:
         from ray.serve.metrics import Counter, Gauge  # noqa: PLC0415  # Ray's processes only
 
-        self._figures, self._endpoints = figures, endpoints
+        self._collector, self._endpoints = metrics, endpoints
         counter, gauge = cast("Any", Counter), cast("Any", Gauge)  # their types allow one tag
         # Ray appends _total to the name of a counter, so the histogram, already summed, goes as gauges.
         self._metrics = {
@@ -179,13 +173,13 @@ class RayMetrics:
 
     def export(self) -> None:
         """Add what was done since the last time."""
-        for (name, *labels), value in self._figures.drain().items():
+        for (name, *labels), value in self._collector.drain().items():
             self._add(name, value, *labels)
         for each in self._endpoints:
             name, version = each.endpoint.name, str(each.endpoint.version)
-            self._metrics[_WAITING].set(each.waiting, tags={"endpoint": name, "version": version})
-            self._add(_RESTARTS, each.restarts - self._told.get(name, 0), name, version)
-            self._told[name] = each.restarts
+            self._metrics[_WAITING].set(each.stats.waiting, tags={"endpoint": name, "version": version})
+            self._add(_RESTARTS, each.stats.restarts - self._told.get(name, 0), name, version)
+            self._told[name] = each.stats.restarts
 
     def _add(self, name: str, value: float, *labels: str) -> None:
         if value <= 0:
@@ -198,16 +192,16 @@ class RayMetrics:
             metric.set(self._sums[name, *labels], tags=tags)
 
 
-async def _wait_loaded(desk: Desk) -> None:
+async def _wait_loaded(endpoint: ModelEndpoint) -> None:
     """Wait until an endpoint answers.
 
     Raises:
         ServerError: if it never will.
     """
-    deadline = time.monotonic() + desk.tuning.startup
-    while (problem := desk.problem) is not None:
+    deadline = time.monotonic() + endpoint.config.startup_timeout_s
+    while (problem := endpoint.ready) is not None:
         if "cannot" in problem or time.monotonic() > deadline:
-            raise ServerError(f"{LOAD_FAILED} {desk.endpoint.name}: {problem}")
+            raise ServerError(f"{LOAD_FAILED} {endpoint.endpoint.name}: {problem}")
         await asyncio.sleep(_LOOK)
 
 

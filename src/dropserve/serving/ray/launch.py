@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dropserve.errors import MissingExtraError, UsageError
 from dropserve.project import packaged_stages
-from dropserve.serving.asgi.engine import AsgiEngine
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.engine import Draft, Launch, threads_per_worker
+from dropserve.serving.http.launch import AsgiEngine
 from dropserve.serving.runtime import cores
 from dropserve.serving.tuning import Properties
 

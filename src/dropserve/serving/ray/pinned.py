@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from dropserve.errors import UsageError
 from dropserve.project import packaged_stages
-from dropserve.serving.asgi.desk import Desk
-from dropserve.serving.asgi.engine import Settings, read_token
-from dropserve.serving.asgi.front import Policy
 from dropserve.serving.deploy import unpack
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.graphs import Backend
+from dropserve.serving.http.app import ModelEndpoint
+from dropserve.serving.http.launch import Policy, ServerSettings, read_token
 from dropserve.serving.tuning import endpoint_config, read_properties
 from dropserve.store import Store
 
@@ -32,13 +31,13 @@ class Opened:
     """What one replica serves.
 
     Attributes:
-        desks: one for each endpoint; no model is loaded yet.
+        endpoints: one for each endpoint; no model is loaded yet.
         policy: what is asked of every request.
         logs: the folder for its log; None leaves it to Ray.
         own: a folder that was made for it.
     """
 
-    desks: list[Desk]
+    endpoints: list[ModelEndpoint]
     policy: Policy
     logs: Path | None = None
     own: Path | None = None
@@ -46,8 +45,8 @@ class Opened:
     @property
     def room(self) -> int:
         """Requests that may wait or be computed at once, over all endpoints."""
-        tunings = [desk.tuning for desk in self.desks]
-        return sum(tuning.queue + 2 * tuning.batch * tuning.workers for tuning in tunings)
+        configs = [each.config for each in self.endpoints]
+        return sum(c.queue_size + 2 * c.batch_size * c.workers for c in configs)
 
     def remove(self) -> None:
         """Delete the folder that was made for it."""
@@ -72,10 +71,8 @@ class LocalDeployment(BaseModel):
             CorruptStoreError: if a file is not what was published.
         """
         deployment = self._deployment()
-        desks = [Desk(e, deployment.folder / "models" / e.name) for e in deployment.endpoints]
-        key = deployment.authorization("inference").get("authorization", "").removeprefix("Bearer ")
-        policy = Policy(longest=Settings.read(deployment).longest, token=key or None)
-        return Opened(desks, policy, deployment.logs)
+        endpoints = [ModelEndpoint(e, deployment.folder / "models" / e.name) for e in deployment.endpoints]
+        return Opened(endpoints, ServerSettings.read(deployment).policy(deployment), deployment.logs)
 
     def _deployment(self) -> Deployment:
         return Deployment.model_validate_json(self.file.read_bytes())
@@ -176,11 +173,11 @@ class PinnedVersions(BaseModel):
         )
         store = Store(self.store)
         found = [store.version(name, number) for name, number in self.versions.items()]
-        endpoints = [e for version in found for e in unpack(version, folder, options, properties)]
-        desks = [Desk(endpoint, folder / "models" / endpoint.name) for endpoint in endpoints]
+        unpacked = [e for version in found for e in unpack(version, folder, options, properties)]
+        endpoints = [ModelEndpoint(each, folder / "models" / each.name) for each in unpacked]
         token = None if self.token_file is None else read_token(self.token_file)
-        longest = int(properties.values.get("max_request_size", "6553500"))
-        return Opened(desks, Policy(longest=longest, token=token), own=folder)
+        most = int(properties.values.get("max_request_size", "6553500"))
+        return Opened(endpoints, Policy(max_body_bytes=most, token=token), own=folder)
 
 
 Source = LocalDeployment | PinnedVersions

@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dropserve.serving.asgi.engine import Settings
 from dropserve.serving.deployment import MODEL_LOG, Deployment
+from dropserve.serving.http.launch import ServerSettings
+from dropserve.serving.http.server import listener, until_signal
 from dropserve.serving.ray.app import application, log_to
 from dropserve.serving.ray.launch import APPLICATION, SETTINGS, Scaling
 from dropserve.serving.ray.pinned import LocalDeployment
@@ -35,7 +34,6 @@ _IDLE = 75  # seconds that a connection may lie idle
 _MARGIN = 10.0
 _TRIM = 30.0
 _WATCH = 0.5
-_LOOK = 0.02
 _VITAL = ("gcs_server", "raylet")
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
 _RAYS_LOGS = 24  # files of some starts
@@ -51,7 +49,7 @@ def start(deployment: Deployment) -> None:
     from ray.serve.schema import LoggingConfig  # noqa: PLC0415
 
     scaling = Scaling.model_validate_json((deployment.folder / SETTINGS).read_bytes())
-    settings = Settings.read(deployment)
+    settings = ServerSettings.read(deployment)
     logs = deployment.logs / "ray"
     logs.mkdir(parents=True, exist_ok=True)
     _keep_newest(logs)
@@ -131,35 +129,18 @@ class Private:
 
 async def keep(deployment: Deployment) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP."""
-    private = Private(deployment, _exporter()).app
-    server = uvicorn.Server(
-        uvicorn.Config(
-            private,
-            host=LOOPBACK,
-            port=deployment.management_port,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-        )
-    )
-    stop = asyncio.Event()
+    server = listener(Private(deployment, _exporter()).app, host=LOOPBACK, port=deployment.management_port)
     running = asyncio.create_task(server.serve())
-    while not server.started and not running.done():  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(_LOOK)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # in place of the server's own
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     trimming = asyncio.create_task(_trim(deployment.logs / MODEL_LOG))
-    stopping = asyncio.create_task(stop.wait())
     dying = asyncio.create_task(_await_death())
-    await asyncio.wait([stopping, running, dying], return_when=asyncio.FIRST_COMPLETED)
-    for task in (trimming, stopping):
-        task.cancel()
+    stopped = await until_signal([server], [running, dying])
+    trimming.cancel()
     if dying.done():
         raise RuntimeError(f"Ray's {dying.result()} has ended")  # the supervisor starts all of it again
     dying.cancel()
     server.should_exit = True
     await asyncio.gather(running, return_exceptions=True)
-    if not stop.is_set():
+    if not stopped:
         raise RuntimeError("the private listener ended")
 
 

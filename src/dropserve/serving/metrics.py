@@ -26,13 +26,8 @@ _HELP = {
 }
 
 
-class Counted(Protocol):
-    """What has figures."""
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Whose they are."""
-        ...
+class Busy(Protocol):
+    """How busy an endpoint is."""
 
     @property
     def waiting(self) -> int:
@@ -44,20 +39,34 @@ class Counted(Protocol):
         """How often a worker had to be started again."""
         ...
 
-    def take(self) -> Sums:
-        """What was done since the last time."""
+
+class Counted(Protocol):
+    """What has metrics."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Whose they are."""
+        ...
+
+    @property
+    def stats(self) -> Busy:
+        """How busy it is."""
+        ...
+
+    def drain(self) -> Sums:
+        """What was done since the last call."""
         ...
 
 
-class Figures(Collector):
-    """All that the desks have done since the server started.
+class MetricsCollector(Collector):
+    """What the endpoints have done since the server started.
 
     Args:
-        desks: whom to ask.
+        endpoints: whom to ask.
     """
 
-    def __init__(self, desks: Sequence[Counted]) -> None:
-        self._desks = desks
+    def __init__(self, endpoints: Sequence[Counted]) -> None:
+        self._endpoints = endpoints
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._untold: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -75,8 +84,8 @@ class Figures(Collector):
         return drained
 
     def _collect(self) -> None:
-        for desk in self._desks:
-            for key, value in desk.take().items():
+        for each in self._endpoints:
+            for key, value in each.drain().items():
                 self._sums[key] += value
                 self._untold[key] += value
 
@@ -93,9 +102,9 @@ class Figures(Collector):
             "How often a worker had to be started again.",
             labels=["endpoint", "version"],
         )
-        for desk in self._desks:
-            waiting.add_metric(_labels(desk), desk.waiting)
-            restarts.add_metric(_labels(desk), desk.restarts)
+        for each in self._endpoints:
+            waiting.add_metric(_labels(each), each.stats.waiting)
+            restarts.add_metric(_labels(each), each.stats.restarts)
         yield waiting
         yield restarts
 
@@ -103,8 +112,8 @@ class Figures(Collector):
         labels = FIGURES[name]
         found = CounterMetricFamily(name.removesuffix("_total"), about, labels=labels)
         if len(labels) == 2:
-            for desk in self._desks:  # a figure that nothing was added to is 0, not absent
-                found.add_metric(_labels(desk), self._sums.get((name, *_labels(desk)), 0.0))
+            for each in self._endpoints:  # a figure that nothing was added to is 0, not absent
+                found.add_metric(_labels(each), self._sums.get((name, *_labels(each)), 0.0))
             return found
         for (key, *values), value in sorted(self._sums.items()):
             if key == name:
@@ -114,13 +123,13 @@ class Figures(Collector):
     def _entropies(self) -> Metric:
         about = "Predictive entropy of the rows of Monte Carlo answers of classifiers, in nats."
         found = HistogramMetricFamily(ENTROPY, about, labels=["endpoint", "version"])
-        for desk in self._desks:
-            if (f"{ENTROPY}_count", *_labels(desk)) in self._sums:
-                counts = [(b, self._sums[f"{ENTROPY}_bucket", *_labels(desk), b]) for b in _BOUNDS]
-                total = self._sums[f"{ENTROPY}_sum", *_labels(desk)]
-                found.add_metric(_labels(desk), buckets=counts, sum_value=total)
+        for each in self._endpoints:
+            if (f"{ENTROPY}_count", *_labels(each)) in self._sums:
+                counts = [(b, self._sums[f"{ENTROPY}_bucket", *_labels(each), b]) for b in _BOUNDS]
+                total = self._sums[f"{ENTROPY}_sum", *_labels(each)]
+                found.add_metric(_labels(each), buckets=counts, sum_value=total)
         return found
 
 
-def _labels(desk: Counted) -> list[str]:
-    return [desk.endpoint.name, str(desk.endpoint.version)]
+def _labels(each: Counted) -> list[str]:
+    return [each.endpoint.name, str(each.endpoint.version)]

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from dropserve.columns import Column, spellings
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.manifest import VersionManifest
-from dropserve.serving.asgi import table_schemas
-from dropserve.serving.asgi.numbers import floating
 from dropserve.serving.parameters import Limits
 from dropserve.serving.pictures import ENCODED
-from dropserve.serving.tables import table_reader
+from dropserve.serving.table_tensors import describe_columns
+from dropserve.serving.tables import TableReader, table_reader
 from dropserve.serving.tensors import DATATYPES
 from dropserve.signature import Axis, TensorSpec
 
 Schema = dict[str, Any]
 NUMBER: Schema = {"type": "number"}
 TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 
 
 def closed(properties: dict[str, Schema], *, optional: tuple[str, ...] = ()) -> Schema:
@@ -61,7 +62,7 @@ def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) 
         named = closed(rows)
     instance = named if len(rows) > 1 else {"anyOf": [*rows.values(), named]}
     if table is not None:
-        instance = table_schemas.instance(table)
+        instance = table_instance(table)
     return closed(
         {
             "instances": {"type": "array", "items": instance, "minItems": 1},
@@ -87,7 +88,7 @@ def _element(spec: TensorSpec) -> Schema:
     if dtype.kind == "b":
         return {"type": "boolean"}
     if dtype.kind == "f":
-        return floating(spec.dtype)
+        return _floating(spec.dtype)
     bounds = np.iinfo(spec.dtype)
     return {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
 
@@ -105,7 +106,7 @@ def request_v2(
     """
     inputs = [_tensor_in(spec) for spec in manifest.signature.inputs]
     if (table := table_reader(manifest)) is not None and table.has_categories:
-        inputs = table_schemas.inputs(table)
+        inputs = table_inputs(table)
     count = len(inputs)
     own = settings(limits, monte_carlo=monte_carlo)
     others = "|".join(name.removeprefix("mc_") for name in own)
@@ -225,3 +226,72 @@ def metadata() -> Schema:
             "outputs": tensors,
         }
     )
+
+
+def table_instance(table: TableReader) -> Schema:
+    """A row: a list in the order of the columns, or an object by their names."""
+    cells = {name: _cell(each.column) for name, each in table.cells.items()}
+    count = len(cells)
+    row: Schema = {"type": "array", "prefixItems": list(cells.values()), "minItems": count, "maxItems": count}
+    forms = [row, closed(cells)]
+    if table.spec.name not in cells:
+        forms.append(closed({table.spec.name: row}))
+    return {"anyOf": forms}
+
+
+def table_inputs(table: TableReader) -> list[Schema]:
+    """V2's input for each column of a table with categories."""
+    return [
+        _table_tensor(table.cells[entry["name"]].column, entry["datatype"])
+        for entry in describe_columns(table)
+    ]
+
+
+def _table_tensor(column: Column, datatype: str) -> Schema:
+    sizes = [_COUNT, {"const": 1}]
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": column.name},
+            "shape": {"type": "array", "prefixItems": sizes, "minItems": 1, "maxItems": 2},
+            "datatype": {"const": datatype},
+            "data": {"type": "array", "description": "one for each row"},
+        },
+        "required": ["name", "shape", "datatype", "data"],
+    }
+
+
+def _cell(column: Column) -> Schema:
+    gaps: list[Schema] = [] if column.fill is None else [{"type": "null"}]
+    if not column.categories:
+        number = _floating("float32")
+        return {"anyOf": [number, *gaps]} if gaps else number
+    if column.other:
+        least = {} if gaps else {"minLength": 1}  # an empty text is a gap
+        anything: list[Schema] = [{"type": "string", **least}, {"type": "number"}, {"type": "boolean"}]
+        return {"anyOf": [*anything, *gaps]}
+    written = [*column.categories, *(value for text in column.categories for value in _values(text))]
+    return {"enum": [*written, *([None, ""] if gaps else [])]}
+
+
+def _values(text: str) -> list[float | bool]:
+    """The number or truth value that stands for a category, if any does."""
+    found: list[float | bool] = [flag for flag in (True, False) if text in spellings(flag)]
+    try:
+        number = float(text)
+    except ValueError:
+        return found
+    return [*found, number] if text in spellings(number) else found
+
+
+def _floating(dtype: str) -> dict[str, Any]:
+    """What a floating-point dtype can hold: what is rounded to infinity is refused.
+
+    That begins half a step beyond the greatest number, not at it.
+    """
+    limits = np.finfo(dtype)
+    with np.errstate(over="ignore"):
+        most = float(limits.max) + 2.0 ** (int(limits.maxexp) - int(limits.nmant) - 2)
+    if not np.isfinite(most):
+        return {"type": "number"}  # of a double, JSON itself can say no more
+    return {"type": "number", "exclusiveMinimum": -most, "exclusiveMaximum": most}

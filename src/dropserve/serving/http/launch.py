@@ -1,4 +1,4 @@
-"""What a deployment without Java needs: its command line, its settings, its token."""
+"""How ``dropserve serve --engine asgi`` starts the server: command line, settings, token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from dropserve.errors import MissingExtraError, UsageError
 from dropserve.serving.deployment import KEYS, Deployment, Endpoint, Options
 from dropserve.serving.engine import Draft, Launch, PrivatePorts
-from dropserve.serving.runtime import free_ports
+from dropserve.serving.runtime import free_ports, is_loopback
 from dropserve.serving.tuning import Properties
 
 if TYPE_CHECKING:
@@ -26,28 +27,65 @@ _SETTINGS = "asgi.json"
 _PACKAGES = ("starlette", "uvicorn", "prometheus_client", "onnxruntime")
 
 
-class Settings(BaseModel):
+@dataclass(frozen=True)
+class Policy:
+    """What is asked of every request.
+
+    Attributes:
+        max_body_bytes: that a body may have.
+        body_timeout_s: seconds that a body may take to arrive.
+        token: which each request must carry; None lets everybody in.
+        loopback: whether the server listens on loopback: ``Host`` must then be a name of it, or a page of
+            a browser could ask by a name of its own (DNS rebinding).
+        allowed_hosts: other names that ``Host`` may have.
+        origins: of pages in browsers that may ask (CORS); ``*`` is any.
+    """
+
+    max_body_bytes: int = 6_553_500
+    body_timeout_s: float = 30.0
+    token: str | None = None
+    loopback: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+class ServerSettings(BaseModel):
     """What the server's process reads beside the deployment.
 
     Attributes:
-        longest: bytes that the body of a request may have.
+        max_body_bytes: that the body of a request may have.
         certificate: for TLS; None speaks HTTP.
         private_key: to it.
+        allowed_hosts: names that ``Host`` may have besides those of loopback.
+        origins: of pages in browsers that may ask.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    longest: int
+    max_body_bytes: int
     certificate: str | None = None
     private_key: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, deployment: Deployment) -> Settings:
+    def read(cls, deployment: Deployment) -> ServerSettings:
         """Those of a deployment."""
         return cls.model_validate_json((deployment.folder / _SETTINGS).read_bytes())
 
+    def policy(self, deployment: Deployment) -> Policy:
+        """What is asked of every request of this deployment."""
+        key = deployment.authorization("inference").get("authorization", "").removeprefix("Bearer ")
+        return Policy(
+            max_body_bytes=self.max_body_bytes,
+            token=key or None,
+            loopback=is_loopback(deployment.host),
+            allowed_hosts=self.allowed_hosts,
+            origins=self.origins,
+        )
+
 
 class AsgiEngine:
-    """Starts ``dropserve.serving.asgi.server``.
+    """Starts ``dropserve.serving.http.server``.
 
     Raises:
         MissingExtraError: if what it stands on is not installed.
@@ -85,7 +123,7 @@ class AsgiEngine:
     def launch(self, draft: Draft) -> Launch:
         """The server's process."""
         file = str(draft.folder / "deployment.json")
-        return Launch((sys.executable, "-P", "-m", "dropserve.serving.asgi.server", file), {})
+        return Launch((sys.executable, "-P", "-m", "dropserve.serving.http.server", file), {})
 
     def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:
         """Write settings and, where requests need one, the token.
@@ -96,10 +134,12 @@ class AsgiEngine:
             options: how it is served.
         """
         values = properties.values
-        settings = Settings(
-            longest=int(values.get("max_request_size", "6553500")),
+        settings = ServerSettings(
+            max_body_bytes=int(values.get("max_request_size", "6553500")),
             certificate=values["certificate_file"] if deployment.tls else None,
             private_key=values["private_key_file"] if deployment.tls else None,
+            allowed_hosts=options.allowed_hosts,
+            origins=options.origins,
         )
         (deployment.folder / _SETTINGS).write_text(settings.model_dump_json(indent=1), "utf-8")
         if deployment.tokens:

@@ -1,1 +1,0 @@
-"""The host without Java: one process that answers, and one more for each endpoint that takes long."""

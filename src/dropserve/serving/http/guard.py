@@ -1,0 +1,190 @@
+"""Bounds on what a connection may send before the application sees it: clocks and bytes.
+
+uvicorn takes a class of asyncio protocol by its setting ``http``. This one hands everything on to uvicorn's
+own and looks at what passes. A request that is not there in time, a head that is too long and trailers
+without end close the connection. uvicorn itself has a clock between two requests only.
+
+A request that offers another protocol (``Upgrade: h2c``, as Java's client and ``curl --http2`` do) is
+answered in HTTP/1.1, as RFC 9110 allows in section 7.8. uvicorn's parser would stop behind the head of such a
+request and lose its body, so the offer is taken out of the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEAD_TIMEOUT_S = 30.0  # seconds from the first byte, or from the connection, to the end of a head
+_HALF_CLOSED_S = 1.0  # seconds that a caller who sends no more is taken to wait for its answer
+_HEAD = 65_536  # bytes of a head
+_UNREAD = 131_072  # bytes of a request that bring the application nothing: trailers, extensions of chunks
+_KEY = "dropserve.connection"
+_OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_START = re.compile(rb"[A-Z]+ [^\r\n ]+ HTTP/1\.1\r\n")
+_NAMES = (b"upgrade", b"http2-settings")
+
+
+class GuardedConnection(asyncio.Protocol):
+    """One connection, and uvicorn's protocol behind it.
+
+    Args:
+        config: uvicorn's.
+        server_state: uvicorn's.
+        app_state: what the scope of each request holds as ``state``.
+        _loop: uvicorn's.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        server_state: Any,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        made: Any = AutoHTTPProtocol
+        self._inner: asyncio.Protocol = made(config, server_state, {**app_state, _KEY: self}, _loop)
+        self._loop = _loop or asyncio.get_event_loop()
+        self._transport: asyncio.Transport | None = None
+        self._clock: asyncio.TimerHandle | None = None
+        self._busy = False  # the application answers a request
+        self._whole = True  # it has read all of it
+        self._pipelined = False  # where a request begins is not known any more
+        self._unread = 0
+        self._half_closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._inner.connection_made(transport)
+        self._start_clock()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._busy:
+            self._pipelined |= self._whole
+            most = _UNREAD
+        else:
+            most = _HEAD
+            if not self._unread:
+                if not self._pipelined:
+                    data = _without_offer(data)
+                if self._clock is None:
+                    self._start_clock()
+        if self._unread > most:
+            self._refuse(b"400 Bad Request", b"The headers are too long.")
+            return
+        self._unread += len(data)
+        self._inner.data_received(data)
+
+    def begin(self) -> None:
+        """The application has been given a request."""
+        self._busy, self._whole, self._unread = True, False, 0
+        self._stop_clock()
+
+    def progress(self, message: Message) -> None:
+        """The application has been given a part of its body."""
+        self._unread = 0
+        self._whole = not message.get("more_body")
+
+    def end(self) -> None:
+        """The application has answered it."""
+        self._pipelined |= not self._whole
+        self._busy, self._unread = False, 0
+        if self._half_closed and self._transport is not None:
+            self._transport.close()
+
+    def _start_clock(self) -> None:
+        self._clock = self._loop.call_later(HEAD_TIMEOUT_S, self._expire)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _expire(self) -> None:
+        self._clock = None
+        if not self._busy:
+            self._refuse(b"408 Request Timeout", b"No request arrived in time.")
+
+    def _refuse(self, status: bytes, text: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        head = b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n" % (
+            status,
+            len(text),
+        )
+        if not self._busy:
+            self._transport.write(head + b"connection: close\r\n\r\n" + text)
+        self._transport.close()
+
+    def eof_received(self) -> bool | None:
+        """The caller will send no more, or has gone: nobody can tell, so an answer has a moment to come."""
+        self._inner.eof_received()
+        tls = self._transport is not None and self._transport.get_extra_info("sslcontext") is not None
+        self._half_closed = (self._busy or self._unread > 0) and not tls
+        if self._half_closed and self._transport is not None:
+            self._loop.call_later(_HALF_CLOSED_S, self._transport.close)
+        return self._half_closed or None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed."""
+        self._stop_clock()
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The caller reads too slowly."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._inner.resume_writing()
+
+
+def guarded(app: ASGIApp) -> ASGIApp:
+    """An application that tells the guard of its connection, where there is one, how far it is."""
+
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+        connection: GuardedConnection | None = scope.get("state", {}).get(_KEY)
+        if connection is None:
+            await app(scope, receive, send)
+            return
+
+        async def read() -> Message:
+            message = await receive()
+            connection.progress(message)
+            return message
+
+        connection.begin()
+        try:
+            await app(scope, read, send)
+        finally:
+            connection.end()
+
+    return tell
+
+
+def _without_offer(data: bytes) -> bytes:
+    """A request without the lines that offer another protocol; websockets are none of ours either."""
+    if not _START.match(data):
+        return data
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or not _OFFER.search(data, 0, end):
+        return data
+    kept: list[bytes] = []
+    for line in data[:end].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() in _NAMES:
+            continue
+        if name.lower() == b"connection":
+            options = [o for o in value.split(b",") if o.strip().lower() not in _NAMES]
+            if not options:
+                continue
+            line = name + b":" + b",".join(options)  # noqa: PLW2901  # what is left of it
+        kept.append(line)
+    return b"\r\n".join(kept) + data[end:]
