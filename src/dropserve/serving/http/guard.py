@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -38,7 +38,12 @@ class GuardedConnection(asyncio.Protocol):
         server_state: uvicorn's.
         app_state: what the scope of each request holds as ``state``.
         _loop: uvicorn's.
+
+    Attributes:
+        newcomers: connections on which nothing was asked yet.
     """
+
+    newcomers: ClassVar[set[GuardedConnection]] = set()
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class GuardedConnection(asyncio.Protocol):
         """Somebody has connected."""
         self._transport = cast("asyncio.Transport", transport)
         self._inner.connection_made(transport)
+        self.newcomers.add(self)
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:
@@ -85,7 +91,9 @@ class GuardedConnection(asyncio.Protocol):
     def begin(self) -> None:
         """The application has been given a request."""
         self._busy, self._whole, self._unread = True, False, 0
-        self._stop_clock()
+        if self._clock is not None:
+            self._stop_clock()
+            self.newcomers.discard(self)
 
     def progress(self, message: Message) -> None:
         """The application has been given a part of its body."""
@@ -135,6 +143,7 @@ class GuardedConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         self._stop_clock()
+        self.newcomers.discard(self)
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:

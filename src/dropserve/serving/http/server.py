@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import logging.handlers
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _LEAVE = 0.3  # seconds in which callers are told to leave, before the listener is closed
-_QUIET = 0.3  # seconds for those who have just connected to ask
+_NEWCOMERS = 100  # moments that a connection without a request yet is waited for
 _DRAIN = 7  # seconds for what is still computed; who supervises kills later
 _IDLE = 75  # seconds that a connection may lie idle: longer than clients and balancers keep theirs
 _LOG_BYTES, _LOG_FILES = 10_000_000, 3
@@ -105,9 +109,29 @@ async def _leave(servers: Sequence[uvicorn.Server]) -> None:
     """Answer whoever asks, with ``Connection: close``; let nobody in any more; answer who has come in."""
     await asyncio.sleep(_LEAVE)
     for server in servers:
-        for each in server.servers:
-            each.close()
-    await asyncio.sleep(_QUIET)
+        await _close_listeners(server)
+    for _ in range(_NEWCOMERS):
+        if not GuardedConnection.newcomers:
+            return
+        await asyncio.sleep(_LOOK)
+
+
+async def _close_listeners(server: uvicorn.Server) -> None:
+    """Take every connection that the system has made: it would cut off those that the loop has not taken."""
+    loop = asyncio.get_running_loop()
+    accepted: list[socket.socket] = []
+    for each in server.servers:
+        for listening in each.sockets:
+            with socket.socket(fileno=os.dup(listening.fileno())) as twin:
+                twin.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        accepted.append(twin.accept()[0])
+        each.close()
+    for connection in accepted:
+        connection.setblocking(False)
+        made = partial(GuardedConnection, server.config, server.server_state, {})
+        await loop.connect_accepted_socket(made, connection, ssl=server.config.ssl)
 
 
 def _log_to(folder: Path) -> None:
