@@ -192,7 +192,7 @@ def test_curl_with_v2_json_and_binary(host: Deployment, plain: np.ndarray, tmp_p
 
 
 def test_curl_as_people_type_it_first(host: Deployment) -> None:
-    """Without the header curl sends a form, which a page of any site could send too: it is told what to add."""
+    """Without the header curl sends a form, which any page could send: it is told what to add."""
     for words in (("-d", BODY), ("-F", f"data={BODY}")):
         status, body = curl(host, "/predictions/mlp", *words)
         assert status == 415
