@@ -133,8 +133,111 @@ def test_only_the_formats_asked_for_are_read() -> None:
     with pytest.raises(ImageError, match="of no known format"):
         read_image(gif, RECORD)
     assert read_image(gif, RECORD, formats=("PNG", "GIF")).shape == (3, 6, 5)
-    with pytest.raises(ImageError, match="mode I;16; convert it to 8 bits"):
+    with pytest.raises(ImageError, match="has 16 bits a channel; expected 8"):
         read_image(encode(Image.new("I;16", (3, 3))), RECORD)
+
+
+WHITE, OCHRE = (255, 255, 255), (200, 120, 30)
+ALPHA = np.random.default_rng(1).integers(0, 256, (12, 9), np.uint8)
+ALPHA[:3] = 0
+ALPHA[3:6] = 255
+
+
+def png(depth: int, colour: int, line: bytes, transparent: bytes = b"", *, width: int = 4) -> bytes:
+    """A PNG of one line, by the specification (ISO/IEC 15948)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes((9, 9, 9, 50, 60, 70, 255, 0, 0, 0, 0, 255))) if colour == 3 else b""
+    alpha = chunk(b"tRNS", transparent) if transparent else b""
+    return b"".join(
+        (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", head), palette, alpha)
+        + (chunk(b"IDAT", zlib.compress(b"\0" + line)), chunk(b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("ground", [WHITE, OCHRE])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_show_the_ground_by_their_alpha(
+    mode: str, kind: str, ground: tuple[int, int, int]
+) -> None:
+    image = PHOTO.convert(mode[:-1])
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+    image.putalpha(Image.fromarray(ALPHA))
+    file = encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    record = ImageRecord(height=12, width=9, colour="rgb", background=ground)
+    found = read_image(file, record, formats=("PNG", "WEBP", "TIFF"))
+    share = ALPHA[..., None] / 255
+    expected = share * pixels + (1 - share) * np.array(ground)
+    assert np.abs(found.transpose(1, 2, 0) - expected).max() <= 1
+    dropped = read_image(file, ImageRecord(height=12, width=9, colour="rgb"), formats=(kind,))
+    np.testing.assert_array_equal(dropped.transpose(1, 2, 0), pixels, "as old versions were trained")
+
+
+def test_it_is_laid_on_the_ground_before_it_is_resized() -> None:
+    """What is transparent has a colour too, here green, which must not bleed into its neighbours."""
+    image = Image.new("RGBA", (8, 8), (0, 255, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    found = read_image(encode(image), ImageRecord(height=3, width=3, colour="rgb", background=WHITE))
+    np.testing.assert_array_equal(found[0], found[1])
+    grey = read_image(encode(image), ImageRecord(height=3, width=3, colour="grey", background=WHITE))
+    np.testing.assert_array_equal(grey[0], found[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (png(1, 0, b"\x50", b"\0\1"), [0, "T", 0, "T"]),
+        (png(1, 0, b"\x50", b"\0\0"), ["T", 255, "T", 255]),
+        (png(2, 0, b"\x1b", b"\0\2"), [0, 85, "T", 255]),
+        (png(4, 0, b"\x0f\x3a", b"\0\3"), [0, 255, "T", 170]),
+        (png(8, 0, b"\0\7\x08\xff", b"\0\7"), [0, "T", 8, 255]),
+        (png(8, 2, bytes(range(12)), b"\0\3\0\4\0\5"), [(0, 1, 2), "T", (6, 7, 8), (9, 10, 11)]),
+        (png(2, 3, b"\x1b", b"\xff\0"), [9, "T", (255, 0, 0), (0, 0, 255)]),
+        (png(8, 3, b"\3\2\1\0"), [(0, 0, 255), (255, 0, 0), (50, 60, 70), 9]),
+    ],
+    ids=["1-bit white", "1-bit black", "2-bit", "4-bit", "8-bit", "colour", "palette", "opaque palette"],
+)
+def test_a_transparent_colour_is_the_ground(file: bytes, expected: list[Any]) -> None:
+    record = ImageRecord(height=1, width=4, colour="rgb", background=OCHRE)
+    colours = [OCHRE if value == "T" else value for value in expected]
+    rows = [(value,) * 3 if isinstance(value, int) else value for value in colours]
+    np.testing.assert_array_equal(read_image(file, record)[:, 0].T, rows)
+
+
+def test_a_gif_with_a_transparent_colour_is_laid_on_the_ground() -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    file = encode(image, "GIF", transparency=1)
+    record = ImageRecord(height=1, width=3, colour="rgb", background=OCHRE)
+    found = read_image(file, record, formats=("GIF",))
+    np.testing.assert_array_equal(found[:, 0].T, [(10, 20, 30), OCHRE, (70, 80, 90)])
+
+
+def test_it_is_turned_with_its_alpha() -> None:
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    record = ImageRecord(height=4, width=2, colour="grey", background=WHITE)
+    found = read_image(encode(image, exif=exif), record)
+    assert np.argwhere(found[0] == 0).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+def test_a_png_of_16_bits_a_channel_is_refused(colour: int) -> None:
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    with pytest.raises(ImageError, match="has 16 bits a channel; expected 8"):
+        read_image(png(16, colour, b"\x80\1" * 4 * channels), RECORD)
+
+
+def test_a_tiff_of_16_bits_a_channel_is_refused() -> None:
+    for mode in ("I;16", "F"):
+        with pytest.raises(ImageError, match=r"has (16|32) bits a channel; expected 8"):
+            read_image(encode(Image.new(mode, (3, 3)), "TIFF"), RECORD, formats=("TIFF",))
 
 
 def test_without_pillow_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

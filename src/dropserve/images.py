@@ -87,11 +87,14 @@ def read_image(
     formats: tuple[str, ...] = PHOTOGRAPHS,
     budget: PixelBudget | None = None,
 ) -> NDArray[np.float32]:
-    """Turn an image as its camera says, make it grey or RGB, and resize it.
+    """Turn an image as its camera says, lay it on the ground, make it grey or RGB, and resize it.
+
+    Transparent pixels show the ground by their alpha ("over", Porter and Duff 1984), before anything is
+    resized, so that the colour beneath what is transparent never shows. Colour profiles (ICC) are ignored.
 
     Args:
         content: a file's bytes.
-        record: size and colour.
+        record: size, colour and ground.
         formats: what may be decoded, in Pillow's words.
         budget: asked before any pixel is decoded; Pillow's own bound by default.
 
@@ -104,12 +107,15 @@ def read_image(
     from PIL import Image, ImageOps  # noqa: PLC0415  # see require_pillow
 
     with _refusing(), Image.open(io.BytesIO(content), formats=formats) as image:
-        _check(image)
+        bits = _bits(image, content)
+        _check(image, bits)
         if budget is not None:
             budget.take(*image.size, least=record.width * record.height)
         image.load()
         upright: Any = ImageOps.exif_transpose(image)
-        if "transparency" in upright.info and upright.mode == "P":
+        if record.background is not None and upright.has_transparency_data:
+            upright = _over(upright, record.background, bits)
+        elif "transparency" in upright.info and upright.mode == "P":
             upright = upright.convert("RGBA")  # Pillow warns of going straight
         channels = upright.convert("RGB" if record.colour == "rgb" else "L")
         resized = channels.resize((record.width, record.height), Image.Resampling.BILINEAR)
@@ -117,13 +123,33 @@ def read_image(
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _check(image: Any) -> None:
+def _over(image: Any, background: tuple[int, int, int], bits: int) -> Any:
+    """An image with alpha or a transparent colour, over a ground of one colour; RGBA, all of it opaque."""
+    from PIL import Image  # noqa: PLC0415  # see require_pillow
+
+    if image.mode == "L" and 1 < bits < 8 and "transparency" in image.info:
+        # A PNG tells it in its own bits. Pillow scales the pixels to 8 bits, but not this.
+        image.info["transparency"] *= 255 // (2**bits - 1)
+    ground = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(ground, image.convert("RGBA"))
+
+
+def _bits(image: Any, content: bytes) -> int:
+    """Bits a channel, as the file says: Pillow takes 16 for 8 without a word where there is colour."""
+    if image.format == "PNG":
+        return content[24]  # of IHDR, which comes first
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))  # BitsPerSample
+    return 8
+
+
+def _check(image: Any, bits: int) -> None:
     """What the head of the file tells, before anything is decoded."""
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a photograph and its preview
     if frames > 1:
         raise ImageError(f"is animated or has several pages ({frames}); expected one still image")
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f"has pixels of mode {image.mode}; convert it to 8 bits a channel")
+    if bits > 8 or image.mode.startswith(("I", "F")):
+        raise ImageError(f"has {max(bits, 16)} bits a channel; expected 8. Convert it to 8 bits a channel")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -74,19 +74,25 @@ class Preprocessing(BaseModel):
     heteroscedastic: bool = False
 
 
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
 class ImageRecord(BaseModel):
-    """How an image file becomes a row: turned as its camera says, grey or RGB, resized, 0 to 255.
+    """How an image file becomes a row: turned, laid on a ground, grey or RGB, resized, 0 to 255.
 
     Attributes:
         height: in pixels.
         width: in pixels.
         colour: three channels or one.
+        background: red, green and blue of the ground that transparent pixels show. None: of a model that
+            was trained when transparency was ignored, so that it is ignored for it still.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     colour: Literal["rgb", "grey"]
+    background: tuple[_Byte, _Byte, _Byte] | None = None
 
 
 class CheckRecord(BaseModel):

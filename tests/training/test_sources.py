@@ -342,6 +342,6 @@ class TestImages:
         bad.write_bytes(b"\x89PNG\r\n\x1a\n")
         assert f"{bad}: cannot be read as an image" in refused(recipe, tmp_path, self.DATA)
         Image.new("I;16", (4, 4)).save(bad)
-        assert "bad.png: has pixels of mode I;16" in refused(recipe, tmp_path, self.DATA)
+        assert "bad.png: has 16 bits a channel; expected 8" in refused(recipe, tmp_path, self.DATA)
         assert "task: got 'regression'" in refused(recipe, tmp_path, self.DATA, task="regression")
         assert "data.size" in refused(recipe, tmp_path, self.DATA | {"size": [8]})

@@ -16,6 +16,7 @@ from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
 
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_GROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 _PARTS = {"train": OPEN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 
 
@@ -62,7 +63,8 @@ def read_images(data: ImagesData, folder: Path) -> Table:
 def image_record(data: ImagesData) -> ImageRecord:
     """What a server must know to read an image as it is read here."""
     height, width = data.size
-    return ImageRecord(height=height, width=width, colour=data.colour)
+    ground = _GROUNDS[data.background] if isinstance(data.background, str) else data.background
+    return ImageRecord(height=height, width=width, colour=data.colour, background=ground)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -18,6 +18,7 @@ MAX_SEED = 2**32 - 1  # numpy's limit
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}")]
 Rows = Annotated[int, Field(ge=10, le=10_000_000, description="a whole number of rows, 10 or more")]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
 
 
@@ -176,6 +177,7 @@ class ImagesData(_ArrayTable):
         folder: path, relative to the recipe.
         size: height and width that every image is brought to.
         colour: three channels or one.
+        background: the ground that transparent pixels show, in training and when served.
         parts: ``folders`` takes the parts from folders called train, validation (or val) and test, with the
             classes in each; what is not there is drawn from train as ``[split]`` says.
     """
@@ -184,6 +186,9 @@ class ImagesData(_ArrayTable):
     folder: str = Field(min_length=1, description="path of a folder, relative to this recipe")
     size: list[Count] = Field(min_length=2, max_length=2, description="[height, width] in pixels")
     colour: Literal["rgb", "grey"] = Field("rgb", description="rgb or grey")
+    background: Literal["white", "black"] | tuple[Byte, Byte, Byte] = Field(
+        "white", description='"white", "black" or [red, green, blue], each 0 to 255'
+    )
     parts: Literal["seeded", "folders"] = Field("seeded", description="seeded or folders")
     scaling: Literal["feature", "global", "none"] = Field("global", description=_SCALING)
 
