@@ -152,10 +152,8 @@ def png(depth: int, colour: int, line: bytes, transparent: bytes = b"", *, width
     head = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
     palette = chunk(b"PLTE", bytes((9, 9, 9, 50, 60, 70, 255, 0, 0, 0, 0, 255))) if colour == 3 else b""
     alpha = chunk(b"tRNS", transparent) if transparent else b""
-    return b"".join(
-        (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", head), palette, alpha)
-        + (chunk(b"IDAT", zlib.compress(b"\0" + line)), chunk(b"IEND", b""))
-    )
+    body = chunk(b"IDAT", zlib.compress(b"\0" + line)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + palette + alpha + body
 
 
 @pytest.mark.parametrize("ground", [WHITE, OCHRE])

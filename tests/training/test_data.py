@@ -234,3 +234,24 @@ def test_values_too_far_apart_for_the_graph_are_refused(
     monkeypatch.setattr("dropserve.training.data.load_table", lambda *_: made)
     with pytest.raises(DataError, match="'x1': values too far apart"):
         dataset(recipe)
+
+
+def test_features_that_never_change_are_refused_and_columns_named(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    def load(data: dict[str, str]) -> Any:
+        checked = check_recipe(recipe | {"data": data}, tmp_path / "recipe.toml")
+        return load_dataset(checked, tmp_path)
+
+    target = np.tile([0, 1], 15)
+    np.savez(tmp_path / "flat.npz", x=np.zeros((30, 4), np.float32), y=target)
+    flat = {"source": "npz", "file": "flat.npz"}
+    with pytest.raises(DataError, match=r"every value of every row is 0 \(\d+ training rows\), so nothing"):
+        load(flat)
+    varied = np.arange(30.0)
+    rows = [f"{value},7,{value**2},{label}" for value, label in zip(varied, target, strict=True)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,y", *rows]))
+    found = load({"source": "csv", "file": "rows.csv", "target": "y"})
+    assert found.constant_columns == ("b",)
+    np.savez(tmp_path / "border.npz", x=np.c_[np.zeros(30), varied], y=target)
+    assert load(flat | {"file": "border.npz"}).constant_columns == ()

@@ -334,6 +334,45 @@ class TestImages:
         assert table.features[0, :, 3, 1].tolist() == [0, 0, 200]
         assert table.features[-1, :, 3, 1].tolist() == [200, 0, 0]
 
+    def icons(self, folder: Path, colour: tuple[int, int, int]) -> None:
+        """Shapes that are in the alpha alone: the colour is the same where nothing is seen."""
+        for label in ("disc", "square"):
+            (folder / label).mkdir(parents=True)
+            for number in range(12):
+                image = Image.new("RGBA", (8, 8), (*colour, 0))
+                side = 3 + number % 3
+                image.paste((*colour, 255), (0, 0, side, side))
+                if label == "disc":
+                    image.putpixel((0, 0), (*colour, 0))
+                image.save(folder / label / f"{number}.png")
+
+    def test_transparent_pixels_show_the_background(self, recipe: dict[str, Any], tmp_path: Path) -> None:
+        self.icons(tmp_path / "pictures", (0, 0, 0))
+        split = {"validation": 0.2, "test": 0.2}
+        on_white = dataset(recipe, tmp_path, self.DATA, split=split).table
+        assert on_white.features[:, 0, 0, 0].tolist() == [255.0] * 12 + [0.0] * 12
+        on_red = dataset(
+            recipe, tmp_path, self.DATA | {"background": [255, 0, 0], "colour": "rgb"}, split=split
+        )
+        assert on_red.table.features[0, :, 0, 0].tolist() == [255, 0, 0]
+        black = self.DATA | {"background": "black"}
+        said = refused(recipe, tmp_path, black, split=split)
+        assert "every value of every row is 0 (14 training rows), so nothing can be learned" in said
+        assert "data.background" in said
+        for wrong in ("green", [1, 2], [0, 0, 256]):
+            assert 'allowed: "white", "black" or [red, green, blue], each 0 to 255' in refused(
+                recipe, tmp_path, self.DATA | {"background": wrong}
+            )
+
+    def test_one_image_again_and_again_is_refused(self, recipe: dict[str, Any], tmp_path: Path) -> None:
+        for label in "ab":
+            (tmp_path / "pictures" / label).mkdir(parents=True)
+            for number in range(12):
+                image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+                image.save(tmp_path / "pictures" / label / f"{number}.png")
+        said = refused(recipe, tmp_path, self.DATA, split={"validation": 0.2, "test": 0.2})
+        assert "all rows are the same (14 training rows), so nothing can be learned" in said
+
     def test_what_is_no_image_is_named(self, recipe: dict[str, Any], tmp_path: Path) -> None:
         assert "there is no folder" in refused(recipe, tmp_path, self.DATA)
         (tmp_path / "pictures/1").mkdir(parents=True)

@@ -93,6 +93,12 @@ def _train(
     with console.status("trying the model on a small batch"):
         prepared = prepare(file)
     console.print(_summary(prepared), highlight=False)
+    if names := prepared.dataset.constant_columns:
+        listed = escape(", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else ""))
+        console.print(
+            f"[yellow]warning[/] the same in every training row, so nothing is learned from it: {listed}",
+            highlight=False,
+        )
     for advice in prepared.advice:
         console.print(
             f"[yellow]advice[/] [bold]{escape(advice.where)}[/]: {escape(advice.why)}", highlight=False

@@ -16,7 +16,7 @@ from dropserve.columns import Column, encoded, filled, lay_out
 from dropserve.errors import DataError
 from dropserve.manifest import Preprocessing, Scaling
 from dropserve.training.fit_columns import fit_columns
-from dropserve.training.recipe import Recipe, SplitTable
+from dropserve.training.recipe import ImagesData, Recipe, SplitTable
 from dropserve.training.recipe_columns import ColumnKeys
 from dropserve.training.sources import load_table
 from dropserve.training.table import OPEN, TEST, VALIDATION, FloatArray, Table
@@ -27,6 +27,7 @@ _FEWEST = 3  # rows of a class, and rows of a split
 _ENOUGH = (
     2000  # validation rows of which half may calibrate: coverage is then within 2 points, 19 times of 20
 )
+_AT_ONCE = 1024  # rows that are compared together: a copy of them is made
 _MOST = 5000  # rows that a calibration uses
 
 
@@ -76,6 +77,14 @@ class Dataset:
         return encoded(_scaled(rows, self.preprocessing.inputs.get(INPUT)), columns)
 
     @cached_property
+    def constant_columns(self) -> tuple[str, ...]:
+        """Names of the columns that are the same in every training row; empty where there are no names."""
+        if not self.table.columns:
+            return ()
+        flat = _constant(self.table.features, self.split.train)
+        return tuple(self.table.columns[place] for place in np.flatnonzero(flat).tolist())
+
+    @cached_property
     def target(self) -> NDArray[Any]:
         """All targets as the model is trained on them: class numbers, or standardised values."""
         if self.table.labels:
@@ -108,12 +117,41 @@ def load_dataset(recipe: Recipe, folder: Path) -> Dataset:
     split = split_rows(table, recipe.split)
     keys = recipe.data if isinstance(recipe.data, ColumnKeys) else None
     table, columns = fit_columns(table, split.train, keys)
+    _check_varies(table, split.train, images=isinstance(recipe.data, ImagesData))
     scaling = fit_scaling(table, split.train, recipe.data.scaling, columns)
     if recipe.training.noise == "heteroscedastic":
         scaling = scaling.model_copy(update={"heteroscedastic": True})
     dataset = Dataset(table, split, scaling)
     _check_scaled(dataset)
     return dataset
+
+
+def _constant(features: FloatArray, train: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which elements of a row laid flat are the same in every training row; a gap is a value of its own."""
+    flat = features.reshape(len(features), -1)
+    same = np.ones(flat.shape[1], np.bool_)
+    first = flat[train[0]]
+    for start in range(0, len(train), _AT_ONCE):
+        rows = flat[train[start : start + _AT_ONCE]]
+        same &= ((rows == first) | (np.isnan(rows) & np.isnan(first))).all(axis=0)
+        if not same.any():
+            break
+    return same
+
+
+def _check_varies(table: Table, train: NDArray[np.int64], *, images: bool) -> None:
+    if not _constant(table.features, train).all():
+        return
+    row = table.features[train[0]].reshape(-1)
+    what = f"every value of every row is {row[0]:g}" if (row == row[0]).all() else "all rows are the same"
+    if images:
+        remedy = (
+            "Look at some of them. Where they differ in their transparency alone, set data.background to "
+            'another colour than theirs, such as "black" or [255, 0, 0]'
+        )
+    else:
+        remedy = "Check that data.features or data.file names the right values"
+    raise DataError(f"{table.name}: {what} ({len(train)} training rows), so nothing can be learned. {remedy}")
 
 
 def _check_target(table: Table) -> None:

@@ -63,8 +63,9 @@ def read_images(data: ImagesData, folder: Path) -> Table:
 def image_record(data: ImagesData) -> ImageRecord:
     """What a server must know to read an image as it is read here."""
     height, width = data.size
-    ground = _GROUNDS[data.background] if isinstance(data.background, str) else data.background
-    return ImageRecord(height=height, width=width, colour=data.colour, background=ground)
+    given = data.background
+    red, green, blue = _GROUNDS[given] if isinstance(given, str) else given
+    return ImageRecord(height=height, width=width, colour=data.colour, background=(red, green, blue))
 
 
 def _folders(root: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator
 
 from dropserve.errors import UsageError
 from dropserve.store import check_name
@@ -18,7 +18,6 @@ MAX_SEED = 2**32 - 1  # numpy's limit
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED}")]
 Rows = Annotated[int, Field(ge=10, le=10_000_000, description="a whole number of rows, 10 or more")]
-Byte = Annotated[int, Field(ge=0, le=255)]
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
 
 
@@ -170,6 +169,16 @@ class IdxData(_ArrayTable):
     scaling: Literal["feature", "global", "none"] = Field("global", description=_SCALING)
 
 
+_GROUND = '"white", "black" or [red, green, blue], each 0 to 255'
+
+
+def _check_ground(value: object) -> object:
+    listed = isinstance(value, list) and len(value) == 3  # type: ignore[reportUnknownArgumentType]
+    if value in ("white", "black") or (listed and all(type(n) is int and 0 <= n <= 255 for n in value)):  # type: ignore[reportUnknownVariableType]
+        return value  # type: ignore[reportUnknownVariableType]
+    raise ValueError(f"got {value!r}; allowed: {_GROUND}")
+
+
 class ImagesData(_ArrayTable):
     """A folder of images, with a folder for each class.
 
@@ -186,8 +195,8 @@ class ImagesData(_ArrayTable):
     folder: str = Field(min_length=1, description="path of a folder, relative to this recipe")
     size: list[Count] = Field(min_length=2, max_length=2, description="[height, width] in pixels")
     colour: Literal["rgb", "grey"] = Field("rgb", description="rgb or grey")
-    background: Literal["white", "black"] | tuple[Byte, Byte, Byte] = Field(
-        "white", description='"white", "black" or [red, green, blue], each 0 to 255'
+    background: Annotated[str | list[int], BeforeValidator(_check_ground)] = Field(
+        "white", description=_GROUND
     )
     parts: Literal["seeded", "folders"] = Field("seeded", description="seeded or folders")
     scaling: Literal["feature", "global", "none"] = Field("global", description=_SCALING)
