@@ -14,7 +14,15 @@ from torch import nn
 
 from dropserve.errors import CorruptStoreError, ModelSourceError, SourceChangedError, UsageError
 from dropserve.manifest import Preprocessing, RunManifest, Scaling, SourceRecord
-from dropserve.model import ServedModel, build_served, load_class, name_inputs, parse_arguments
+from dropserve.model import (
+    ServedModel,
+    build_served,
+    load_class,
+    name_inputs,
+    parse_arguments,
+    require_eval,
+    set_mode,
+)
 from dropserve.signature import Signature, TensorSpec
 from dropserve.store import Store
 
@@ -187,3 +195,60 @@ def test_a_flipped_byte_in_the_weights_is_noticed_before_they_are_read(tmp_path:
     weights.write_bytes(content)
     with pytest.raises(CorruptStoreError, match=r"weights\.safetensors is not what was published"):
         store.run("net")
+
+
+FORGETS = """
+import torch
+from torch import nn
+
+class Forgets(nn.Module):
+    def __init__(self, inputs: int = 4, outputs: int = 3):
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(inputs, 16), nn.Dropout(0.3), nn.Linear(16, outputs)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, x):
+        return self.head(self.drop(torch.relu(self.body(x))))
+
+class Loop(Forgets):
+    def train(self):
+        print("training")
+
+class Epochs(Forgets):
+    def train(self, epochs=3):
+        return [epochs]
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Loop()
+
+    def forward(self, x):
+        return self.inner(x)
+"""
+
+
+def test_a_train_that_forgets_to_return_self_is_no_matter(tmp_path):
+    (tmp_path / "net.py").write_text(FORGETS)
+    model = set_mode(load_class(f"{tmp_path}/net.py:Forgets").build({}))
+    assert not any(part.training for part in model.modules())
+    require_eval(model)
+    assert set_mode(model, training=True).drop.training
+
+
+@pytest.mark.parametrize("name", ["Loop", "Outer"])
+def test_a_training_loop_called_train_is_named_with_its_line(tmp_path, name):
+    (tmp_path / "net.py").write_text(FORGETS)
+    with pytest.raises(ModelSourceError) as caught:
+        set_mode(load_class(f"{tmp_path}/net.py:{name}").build({}))
+    line = 1 + FORGETS.splitlines().index("    def train(self):")
+    assert f"Loop defines train() itself ({tmp_path}/net.py:{line})" in str(caught.value)
+
+
+def test_a_train_that_switches_nothing_is_named(tmp_path):
+    (tmp_path / "net.py").write_text(FORGETS)
+    model = set_mode(load_class(f"{tmp_path}/net.py:Epochs").build({}))
+    with pytest.raises(ModelSourceError, match=r"in train mode after eval\(\): .*Epochs defines train\(\)"):
+        require_eval(model)

@@ -9,11 +9,11 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from dropserve.signature import TensorSpec, parse_input
 from dropserve.store import Stored
 
 WEIGHTS = "weights.safetensors"
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,80 @@ def require_cpu(model: nn.Module, remedy: str) -> None:
             )
 
 
+def set_mode(model: _Model, *, training: bool = False) -> _Model:
+    """Put a model in eval or train mode and return it, whatever its own ``train()`` returns.
+
+    Raises:
+        ModelSourceError: if an overridden ``train()`` or ``eval()`` fails; the message says where it is.
+    """
+    method = "train" if training else "eval"
+    try:
+        getattr(model, method)()
+    except Exception as error:
+        raise ModelSourceError(
+            f"{type(model).__name__}.{method}() failed: {type(error).__name__}: {error}. {_overriders(model)}"
+        ) from error
+    return model
+
+
+def require_eval(model: nn.Module) -> None:
+    """Refuse a model that an overridden ``train()`` or ``eval()`` leaves in train mode after ``eval()``.
+
+    Raises:
+        ModelSourceError: naming the method and its place.
+    """
+    left = [name or "the model itself" for name, part in model.named_modules() if part.training]
+    if left and (named := _overriders(model)):
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if left[5:] else "")
+        raise ModelSourceError(f"{type(model).__name__}: in train mode after eval(): {shown}. {named}")
+
+
+def _overriders(model: nn.Module) -> str:
+    """Which modules define ``train`` or ``eval`` themselves, where, and what is expected of them."""
+    found: dict[str, None] = {}
+    for part in model.modules():
+        for method in ("train", "eval"):
+            own = getattr(part, method)
+            function = inspect.unwrap(getattr(own, "__func__", own))
+            code = getattr(function, "__code__", None)
+            if code is not None and getattr(nn.Module, method) is not function:
+                place = f"{code.co_filename}:{code.co_firstlineno}"
+                found[f"{type(part).__name__} defines {method}() itself ({place})"] = None
+    if not found:
+        return ""
+    return (
+        f"{'; '.join(found)}: torch calls train(mode) to switch modes. Let train(self, mode=True) call "
+        "super().train(mode) and return self; give a training loop another name, such as fit()"
+    )
+
+
+def non_finite(state: Mapping[str, torch.Tensor], parameters: Collection[str]) -> list[str]:
+    """What is wrong with the numbers of a state, one line a tensor.
+
+    Args:
+        state: tensors by name.
+        parameters: which of them are weights. The others are buffers, where infinity may be meant (a mask
+            of attention); NaN is wrong in both.
+
+    Returns:
+        Such as ``fc.weight: 3 of 48 numbers are NaN``.
+    """
+    lines: list[str] = []
+    for name, tensor in state.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        counts = {"NaN": int(tensor.isnan().sum())}
+        if name in parameters:
+            counts["infinite"] = int(tensor.isinf().sum())
+        lines += [f"{name}: {n} of {tensor.numel()} numbers are {kind}" for kind, n in counts.items() if n]
+    return lines
+
+
+def parameter_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters in the state of a model, each name of a tied one."""
+    return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+
+
 def build_served(run: Stored[RunManifest]) -> ServedModel:
     """Build the model of a run again, in eval mode, with its trained weights.
 
@@ -270,7 +346,8 @@ def build_served(run: Stored[RunManifest]) -> ServedModel:
         SourceChangedError: if the model's source differs from the one that was trained.
         ModelSourceError: if it cannot be imported or built, or the weights do not fit.
     """
-    from safetensors.torch import load_file  # noqa: PLC0415  # export hosts only
+    from safetensors import SafetensorError  # noqa: PLC0415  # export hosts only
+    from safetensors.torch import load_file  # noqa: PLC0415
 
     manifest = run.manifest
     source = manifest.source
@@ -287,7 +364,17 @@ def build_served(run: Stored[RunManifest]) -> ServedModel:
     model = loaded.build(source.arguments)
     shapes = {spec.name: spec.sized() for spec in manifest.signature.inputs}
     try:
-        model.load_state_dict(load_file(run.path(WEIGHTS)))
+        state = load_file(run.path(WEIGHTS))
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelSourceError(f"the weights of run {manifest.id} do not fit: {error}") from error
-    return ServedModel(model, manifest.preprocessing, shapes).eval()
+    except SafetensorError as error:
+        raise ModelSourceError(
+            f"the weights of run {manifest.id} ({run.path(WEIGHTS)}) are not whole: {error}. Make it again."
+        ) from error
+    if wrong := non_finite(state, parameter_names(model)):
+        raise ModelSourceError(
+            f"the weights of run {manifest.id} cannot be used: {'; '.join(wrong[:8])}"
+            f"{f'; and {len(wrong) - 8} more' if wrong[8:] else ''}. Train again, or import whole weights."
+        )
+    return set_mode(ServedModel(model, manifest.preprocessing, shapes))

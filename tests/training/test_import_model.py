@@ -115,14 +115,14 @@ def test_an_imported_model_is_a_run_like_any_other(tmp_path: Path, net: str) -> 
 )
 def test_weights_are_found_where_trainers_put_them(tmp_path: Path, net: str, wrap: Any, prefix: str) -> None:
     done = bring(tmp_path, f"{net}:Net", wrap(state()))
-    assert done.prefix == prefix
+    assert done.weights.prefix == prefix
     assert all(torch.equal(done.model.state_dict()[key], value) for key, value in state().items())
 
 
 def test_safetensors_are_read_whatever_the_file_is_called(tmp_path: Path) -> None:
     save_file(state(), tmp_path / "odd.bin")
     model = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 3)})
-    assert load_weights(model, tmp_path / "odd.bin") == ""
+    assert load_weights(model, tmp_path / "odd.bin").prefix == ""
     assert torch.equal(model["b"].bias, state()["b.bias"])
 
 

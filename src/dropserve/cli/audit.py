@@ -76,7 +76,7 @@ def audit(
 
         settings = read_settings(checks or Project(Path.cwd()).stage_file("export/checks.toml"))
         require_known_waivers(settings)
-        subject = Subject(source.cls.__name__, _build(source, arguments).eval(), specs)
+        subject = Subject(source.cls.__name__, _eval_mode(_build(source, arguments)), specs)
         start = time.perf_counter()
         records = full_audit(
             subject,
@@ -181,6 +181,15 @@ def _build(source: ModelClass, arguments: dict[str, Any]) -> nn.Module:
         raise UsageError(str(error)) from error
 
 
+def _eval_mode(model: nn.Module) -> nn.Module:
+    from dropserve.model import set_mode  # noqa: PLC0415  # see audit
+
+    try:
+        return set_mode(model)
+    except ModelSourceError as error:
+        raise UsageError(str(error)) from error
+
+
 def _require_count(cls: type[nn.Module], given: int) -> None:
     """Say at once when forward cannot take that many inputs.
 
@@ -207,7 +216,7 @@ def _module(
     """The module to look at, from a class or from a recipe."""
     if inputs:
         source, specs, arguments = _load(model, inputs, arg)
-        return _build(source, arguments).eval(), specs, source.cls.__name__
+        return _eval_mode(_build(source, arguments)), specs, source.cls.__name__
     if ":" in model:
         raise UsageError(f"{model}: give the shape of one row as well, such as --input 16 or --input 1,28,28")
     try:
@@ -217,4 +226,4 @@ def _module(
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "lightning", "train") from error
     prepared = prepare(load_recipe(find_recipe(Project(Path.cwd()), model)))
-    return prepared.model.eval(), prepared.model_inputs, prepared.file.recipe.name
+    return _eval_mode(prepared.model), prepared.model_inputs, prepared.file.recipe.name

@@ -231,8 +231,11 @@ def import_(
         "; ".join(map(str, specs)) for specs in (manifest.signature.inputs, manifest.signature.outputs)
     )
     console.print(f"{manifest.name}: {manifest.task}, {inward} -> {outward}", markup=False, highlight=False)
-    if done.prefix:
-        console.print(f"took {done.prefix!r} off the names of the weights", markup=False, highlight=False)
+    if done.weights.prefix:
+        told = f"took {done.weights.prefix!r} off the names of the weights"
+        console.print(told, markup=False, highlight=False)
+    for converted in done.weights.converted:
+        console.print(f"converted weights from {converted}", markup=False, highlight=False)
     _say_next(console, f"published {_near(done.run.folder)}", f"dropserve export {manifest.name}")
 
 

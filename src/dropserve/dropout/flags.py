@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from dropserve.dropout.outputs import close, flatten_outputs
 from dropserve.dropout.record import Event, Recording, record
 from dropserve.errors import DropoutError, DropserveError, UnmaskableError
-from dropserve.model import ServedModel
+from dropserve.model import ServedModel, set_mode
 
 _INSTEAD = (
     "Monte Carlo covers dropout alone. Write it with nn.Dropout or F.dropout(x, p, training=self.training), "
@@ -56,7 +56,7 @@ def run(model: nn.Module, rows: Sequence[Tensor]) -> Recording:
 
 def configured(pristine: nn.Module, training: Iterable[str]) -> nn.Module:
     """A copy in eval mode, but for the modules named."""
-    model = copy.deepcopy(pristine).eval()
+    model = set_mode(copy.deepcopy(pristine))
     for name in training:
         model.get_submodule(name).training = True
     return model
@@ -64,7 +64,7 @@ def configured(pristine: nn.Module, training: Iterable[str]) -> nn.Module:
 
 def _train_mode(pristine: nn.Module) -> nn.Module:
     """In train mode as its author defined it, but for normalisation: it is no part of Monte Carlo."""
-    model = copy.deepcopy(pristine).train()
+    model = set_mode(copy.deepcopy(pristine), training=True)
     for part in model.modules():
         if isinstance(part, _NormBase):
             part.eval()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dropserve.dropout.calls import DropoutCall, parse_dropout
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
 from dropserve.dropout.places import ModuleStack
+from dropserve.model import set_mode
 from dropserve.training.operations import (
     ACTIVATIONS,
     BATCH_NORMS,
@@ -90,7 +91,7 @@ def watch(model: nn.Module, inputs: Sequence[Tensor]) -> Watched:
 
     In training mode because some models call dropout only then.
     """
-    watched = copy.deepcopy(model).train()
+    watched = set_mode(copy.deepcopy(model), training=True)
     stack = ModuleStack(watched, lambda _: None, lambda _: None)
     run = _Run(stack)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), no_fused_attention(), stack.watching():

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from dropserve.errors import TrainingError, UsageError
+from dropserve.model import set_mode
 from dropserve.training.accelerator import accelerated
 from dropserve.training.checkpoint import AtomicFiles, Checkpoint, Keeper
 from dropserve.training.data import Dataset
@@ -121,7 +122,7 @@ def fit(
     model = learner.model.cpu()
     model.load_state_dict(recorder.weights)
     return Fitted(
-        model=model.eval(),
+        model=set_mode(model),
         curve=tuple(recorder.curve),
         best=recorder.best,
         stopped_early=len(recorder.curve) < settings.epochs,
@@ -192,8 +193,9 @@ def _unused(learner: Learner, dataset: Dataset) -> bool:
     rows = torch.from_numpy(dataset.features[dataset.split.train[:2]])
     target = torch.from_numpy(dataset.target[dataset.split.train[:2]])
     training = learner.training
+    learner.eval()
     with torch.random.fork_rng(devices=[]):
-        loss = learner.eval().loss(learner.model(rows), target)
+        loss = learner.loss(learner.model(rows), target)
         learning = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         found: Any = torch.autograd.grad(loss, learning, allow_unused=True)
     learner.train(training)

@@ -15,7 +15,7 @@ from dropserve.dropout.examples import example_rows, shortened, variable_axes
 from dropserve.dropout.outputs import flatten_outputs
 from dropserve.errors import DropoutError, ModelSourceError, RecipeError, UsageError
 from dropserve.manifest import Preprocessing, RunManifest, Task
-from dropserve.model import ServedModel, load_class, name_inputs, require_python
+from dropserve.model import ServedModel, load_class, name_inputs, require_eval, require_python, set_mode
 from dropserve.signature import Axis, Signature, TensorSpec, output_spec, require_apart
 from dropserve.store import Store, Stored, check_name
 from dropserve.training.arguments import argument_problems
@@ -29,7 +29,7 @@ from dropserve.training.run_folder import (
     write_weights,
 )
 from dropserve.training.seeding import seeded
-from dropserve.training.weights import load_weights
+from dropserve.training.weights import LoadedWeights, load_weights
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Imported:
     """A model trained elsewhere, in eval mode, with its weights.
 
     Attributes:
-        prefix: what had to be taken off each key of the weights; mostly empty.
+        weights: what had to be done to the weights for them to fit.
     """
 
     run: Stored[RunManifest]
     model: nn.Module
-    prefix: str
+    weights: LoadedWeights
 
 
 def import_model(  # noqa: PLR0913  # one for each option of the command
@@ -86,10 +86,11 @@ def import_model(  # noqa: PLR0913  # one for each option of the command
     specs = name_inputs(inputs, source.cls)
     before = Preprocessing() if preprocessing is None else read_preprocessing(preprocessing, specs)
     with seeded(0), torch.inference_mode():
-        model = source.build(given).eval()
+        model = set_mode(source.build(given))
+        require_eval(model)
         require_python(model)
-        prefix = load_weights(model, weights)
-        served = ServedModel(model, before, {spec.name: spec.sized() for spec in specs}).eval()
+        loaded = load_weights(model, weights)
+        served = set_mode(ServedModel(model, before, {spec.name: spec.sized() for spec in specs}))
         outputs = _outputs(model if preprocessing is None else served, specs)
     require_apart(specs, outputs)
     signature = Signature(inputs=specs, outputs=outputs)
@@ -113,7 +114,7 @@ def import_model(  # noqa: PLR0913  # one for each option of the command
             preprocessing=before,
             data={"source": "imported", "weights": str(weights)},
         )
-        return Imported(store.publish(staging, manifest), model, prefix)
+        return Imported(store.publish(staging, manifest), model, loaded)
 
 
 def default_name(spec: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dropserve.errors import ModelSourceError, TrainingError
-from dropserve.model import require_python
+from dropserve.model import require_eval, require_python, set_mode
 from dropserve.signature import Signature, TensorSpec
 from dropserve.training.data import INPUT, OUTPUT, Dataset
 
@@ -21,16 +21,18 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
         names, dtypes and shapes of its input and output.
 
     Raises:
-        ModelSourceError: if it fails on a batch, or is TorchScript in part.
+        ModelSourceError: if it fails on a batch, is TorchScript in part, or cannot be put in eval mode.
         TrainingError: if its output does not fit the target; the message says which number to change.
     """
     require_python(model)
     table = dataset.table
     rows = torch.from_numpy(dataset.features[dataset.split.train[:3]])
     training = model.training
+    set_mode(model)
+    require_eval(model)
     try:
         with torch.inference_mode():
-            output = model.eval()(rows)
+            output = model(rows)
     except Exception as error:
         shape = ", ".join(map(str, rows.shape[1:]))
         named = f" ({_inputs(dataset)})" if table.columns else ""
@@ -40,7 +42,7 @@ def probe(model: nn.Module, dataset: Dataset) -> Signature:
             f"{type(error).__name__}: {error}. Change [model.arguments] to fit that many inputs."
         ) from error
     finally:
-        model.train(training)
+        set_mode(model, training=training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(f"{type(model).__name__} has no parameter that learns; there is nothing to train")
     if not isinstance(output, torch.Tensor):

@@ -13,7 +13,7 @@ from torch import nn
 
 from dropserve.columns import request_row
 from dropserve.manifest import ImageRecord, RunManifest, built_with
-from dropserve.model import ModelClass, ServedModel, load_class
+from dropserve.model import ModelClass, ServedModel, load_class, set_mode
 from dropserve.signature import Signature, TensorSpec
 from dropserve.store import Store, Stored
 from dropserve.training.advice import Advice, advise
@@ -180,11 +180,13 @@ def train(
             )
         folder, split, table = staging.folder, dataset.split, dataset.table
         write_weights(folder, fitted.model)
-        served = ServedModel(
-            fitted.model,
-            dataset.preprocessing,
-            {spec.name: spec.sized() for spec in prepared.signature.inputs},
-        ).eval()
+        served = set_mode(
+            ServedModel(
+                fitted.model,
+                dataset.preprocessing,
+                {spec.name: spec.sized() for spec in prepared.signature.inputs},
+            )
+        )
         metrics = {
             **evaluate(served, table, split.validation, "validation"),
             **evaluate(served, table, split.test, "test"),

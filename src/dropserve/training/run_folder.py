@@ -14,7 +14,7 @@ from torch import nn
 
 from dropserve.errors import TrainingError
 from dropserve.manifest import SourceRecord
-from dropserve.model import WEIGHTS, ModelClass
+from dropserve.model import WEIGHTS, ModelClass, non_finite, parameter_names
 
 EXAMPLE = "example.json"
 RECIPE = "recipe.json"
@@ -25,13 +25,19 @@ def write_weights(folder: Path, model: nn.Module) -> None:
     """The state of the user's module, tied tensors written once for each of their names.
 
     Raises:
-        TrainingError: if part of the state is no tensor.
+        TrainingError: if part of the state is no tensor, or holds NaN.
     """
     state = model.state_dict()
     other = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if other:
         raise TrainingError(
             f"{', '.join(other)} in the model's state is no tensor; only tensors can be stored"
+        )
+    if wrong := non_finite(state, parameter_names(model)):
+        raise TrainingError(
+            f"the weights of {type(model).__name__} are not finite: {'; '.join(wrong[:8])}"
+            f"{f'; and {len(wrong) - 8} more' if wrong[8:] else ''}. "
+            "Lower optimiser.learning_rate, or mend the model"
         )
     # clone: safetensors refuses tensors that share memory. Written by us: its own errors are no OSError,
     # which is what tells the store of a full disk.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,22 +17,36 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dropserve.errors import UsageError
+from dropserve.model import non_finite, parameter_names
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where trainers put the weights in a checkpoint
 _PREFIXES = ("model.", "module.", "_orig_mod.", "net.")  # Lightning, DataParallel, torch.compile, habit
 _SHOWN = 8
 
 
-def load_weights(model: nn.Module, path: Path) -> str:
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What was done to the weights of a file for them to fit.
+
+    Attributes:
+        prefix: taken off every key, such as ``module.``; mostly empty.
+        converted: ``bfloat16 to float32: 12 tensors``, one for each pair of dtypes; mostly empty.
+    """
+
+    prefix: str
+    converted: tuple[str, ...]
+
+
+def load_weights(model: nn.Module, path: Path) -> LoadedWeights:
     """Load a file's weights into a model; each key of one has to be in the other, with the same shape.
+
+    Floating-point numbers are converted to the model's precision. Integers are converted to another width
+    where every value is kept. Any other change of dtype is refused, as are NaN, and infinity in a parameter.
 
     Args:
         model: changed in place.
         path: a ``.safetensors`` file, or what ``torch.save`` wrote (read with ``weights_only=True``; nothing
             in it is ever executed).
-
-    Returns:
-        the prefix that had to be taken off every key, such as ``module.``; mostly empty.
 
     Raises:
         UsageError: if the file cannot be read or does not fit; the message lists the keys.
@@ -42,11 +58,22 @@ def load_weights(model: nn.Module, path: Path) -> str:
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise UsageError(f"the weights in {path} do not fit {type(model).__name__}:\n{lines}\n{_ADVICE}")
+    # Converted first: a number of float64 may be infinite in float32.
+    state = {key: value.to(wanted[key].dtype) for key, value in stripped.items()}
+    if wrong := non_finite(state, parameter_names(model)):
+        lines = "\n".join(f"  - {line}" for line in _cut(wrong, "tensors"))
+        raise UsageError(f"the weights in {path} cannot be used:\n{lines}\n{_WHOLE}")
     model.load_state_dict(stripped)
-    return prefix
+    pairs = Counter(
+        f"{_dtype(value)} to {_dtype(wanted[key])}"
+        for key, value in stripped.items()
+        if value.dtype != wanted[key].dtype
+    )
+    return LoadedWeights(prefix, tuple(f"{pair}: {n} tensor{'s' * (n > 1)}" for pair, n in pairs.items()))
 
 
 _ADVICE = "Give the constructor's arguments with --arg NAME=VALUE, or the weights of this very class."
+_WHOLE = "Expected finite numbers; a training that diverged leaves NaN. Give the weights of an earlier epoch."
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -59,11 +86,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"weights {path}: there is no such file")
     with path.open("rb") as file:
         begin = file.read(9)
-    if begin[8:9] == b"{":  # eight bytes of length, then JSON
+    if len(begin) < 9:  # no format has a header as short
+        held = f"the file has {len(begin)} bytes and holds no weights" if begin else "the file is empty"
+        raise UsageError(f"weights {path}: {held}. Copy or save it again.")
+    if begin[8:9] == b"{" or path.suffix == ".safetensors":  # eight bytes of length, then JSON
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise UsageError(f"weights {path}: not a whole safetensors file: {error}") from error
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            size = path.stat().st_size
+            raise UsageError(
+                f"weights {path}: not a whole safetensors file ({size} bytes): {error}"
+            ) from error
     return _state_dict(path, _load_checkpoint(path))
 
 
@@ -114,16 +147,41 @@ def _without_prefix(found: dict[str, Tensor], wanted: Mapping[str, Any]) -> tupl
 def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     missing = [key for key in wanted if key not in found]
     unknown = [key for key in found if key not in wanted]
+    both = [(key, found[key], wanted[key]) for key in wanted if key in found]
     shapes = [
-        f"{key}: the file has {list(found[key].shape)}, the model {list(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+        f"{key}: the file has {list(a.shape)}, the model {list(b.shape)}"
+        for key, a, b in both
+        if a.shape != b.shape
+    ]
+    dtypes = [
+        f"{key}: the file has {_dtype(a)}, the model {_dtype(b)}"
+        for key, a, b in both
+        if not _convertible(a, b)
     ]
     problems = [f"{_some(missing)}: in the model, missing from the file"] if missing else []
     problems += [f"{_some(unknown)}: in the file, unknown to the model"] if unknown else []
-    return (
-        problems + shapes[:_SHOWN] + ([f"and {len(shapes) - _SHOWN} more shapes"] if shapes[_SHOWN:] else [])
-    )
+    return problems + _cut(shapes, "shapes") + _cut(dtypes, "dtypes")
+
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_INTEGERS = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
+
+
+def _convertible(given: Tensor, wanted: Tensor) -> bool:
+    """Whether a conversion keeps the meaning; float8 and integers for weights are codes that need a scale."""
+    if given.dtype == wanted.dtype:
+        return not given.is_quantized
+    if given.dtype in _INTEGERS and wanted.dtype in _INTEGERS:
+        return torch.equal(given.to(wanted.dtype).to(given.dtype), given)
+    return given.dtype in _FLOATS and wanted.dtype in _FLOATS
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _cut(lines: list[str], what: str) -> list[str]:
+    return lines[:_SHOWN] + ([f"and {len(lines) - _SHOWN} more {what}"] if lines[_SHOWN:] else [])
 
 
 def _some(keys: list[str]) -> str:

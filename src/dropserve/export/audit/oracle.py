@@ -10,6 +10,7 @@ from torch import nn
 
 from dropserve.dropout.masks import draw
 from dropserve.dropout.mode import no_fused_attention
+from dropserve.model import set_mode
 
 from .masked_rows import affordable
 from .observe import change, state_of
@@ -69,7 +70,7 @@ def train_mode(exam: Examination) -> Probe | None:
     """A copy in train mode, but for the modules that would change themselves (BatchNorm, spectral norm)."""
     if exam.fresh is None:
         return None
-    model = copy.deepcopy(exam.fresh).train()
+    model = set_mode(copy.deepcopy(exam.fresh), training=True)
     batch = exam.subject.batch(2, seed=10)
     for _ in range(4):
         before = {name: tensor.clone() for name, tensor in state_of(model).items()}

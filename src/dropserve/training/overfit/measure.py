@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from dropserve.dropout.calls import DropoutCall
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
+from dropserve.model import set_mode
 from dropserve.training.stack import Loss, Rows, Stack, sample_outputs
 
 SAMPLES = 50
@@ -84,7 +85,7 @@ def co_adaptation(model: nn.Module, features: Tensor) -> float:
     """
     seen = _Seen(features[:_CORRELATED_ROWS])
     with torch.no_grad(), no_fused_attention(), seen:
-        model.eval()(seen.features)
+        set_mode(model)(seen.features)
     layers = [value for layer in seen.layers if (value := _correlation(layer)) is not None]
     return float(np.mean(layers)) if layers else math.nan
 

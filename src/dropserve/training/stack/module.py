@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from dropserve.dropout.calls import DropoutCall, parse_dropout
 from dropserve.dropout.mode import DropoutMode, no_fused_attention
 from dropserve.errors import UnmaskableError
+from dropserve.model import set_mode
 
 _ROWS = 4  # of the trial that finds the sites
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -44,7 +45,9 @@ class StackedModule:
         self.mixes_rows = any(isinstance(module, _NORMS) for module in template.modules())
         trial = _Trial()
         with torch.random.fork_rng(devices=[]), torch.no_grad(), no_fused_attention(), trial:
-            copy.deepcopy(template).train()(rows[:_ROWS].to(next(template.parameters()).dtype))
+            set_mode(copy.deepcopy(template), training=True)(
+                rows[:_ROWS].to(next(template.parameters()).dtype)
+            )
         self.rates = tuple(rate for rate, _ in trial.sites)
         self._shapes = tuple(shape for _, shape in trial.sites)
         self._order = tuple(trial.order)
