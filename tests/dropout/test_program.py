@@ -377,3 +377,63 @@ def test_the_variance_over_samples_is_that_of_train_mode(network, program):
     assert z.abs().max() < 4
     difference = (ours.mean(0) - torch_s.mean(0)) / (torch_s.var(0) * 2 / samples).sqrt()
     assert difference.abs().max() < 4
+
+
+class AddsInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        kept = x[:, :4]  # a view of what is written
+        return self.out(self.drop(x.add_(1))) + kept.sum(1, keepdim=True)
+
+
+class ReadsLater(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.2, inplace=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.drop(x)) + x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "rate"),
+    [
+        (nn.Sequential(nn.Dropout(0.2, inplace=True), nn.Linear(8, 3)), 0.2),
+        (nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(8, 3)), 0.2),
+        (nn.Sequential(nn.Dropout(0.3, inplace=True), nn.ReLU(inplace=True), nn.Linear(8, 3)), 0.3),
+        (nn.Sequential(nn.AlphaDropout(0.2, inplace=True), nn.Linear(8, 3)), 0.2),
+        (AddsInPlace(), 0.2),
+        (ReadsLater(), 0.2),
+    ],
+    ids=["dropout", "relu", "both", "alpha", "add_", "reads-later"],
+)
+def test_a_model_that_writes_into_its_rows_is_masked_and_the_rows_stay(module, rate, tmp_path):
+    inputs = (parse_input("8", name="input"),)
+    program = masked_program(module.eval(), inputs)
+    assert [site.p for site in program.sites] == [rate]
+    x = torch.randn(5, 8)
+    masks = by_hand(program, 5)
+    before = x.clone()
+    first, second = program(x, *masks)[0], program(x, *masks)[0]
+    assert torch.equal(x, before)
+    assert torch.equal(first, second)
+    close(program(x, *program.identity_masks(5))[0], module.eval()(x.clone()))
+    torch.manual_seed(3)
+    drawn = module.train()(x.clone())
+    torch.manual_seed(3)
+    with TorchNoise() as noise:
+        module(x.clone())
+    module.eval()
+    close(program(x, *noise.noise[0][: len(program.mask_names)])[0], drawn)
+    if not isinstance(module, ReadsLater):  # the graph of the hardest of them is enough
+        return
+    onnx = exported(program, tmp_path / "m.onnx")
+    feeds = {"input": x.numpy(), **dict(zip(program.mask_names, (m.numpy() for m in masks), strict=True))}
+    close(torch.from_numpy(onnx(feeds)["output"]), first)
+    export_torchscript(program, program.example(), tmp_path / "m.ts")
+    script = torch.jit.load(tmp_path / "m.ts")
+    close(script(x, *masks)[0], first)
+    assert torch.equal(x, before)

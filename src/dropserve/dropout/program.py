@@ -29,7 +29,8 @@ class MaskedProgram(nn.Module):
 
     It has no randomness and no notion of samples: Monte Carlo is more rows. Each mask is [N, *shape], in
     the order of ``mask_names``; scale 1 and shift 0 give the deterministic model. It traces and exports
-    with N, and the variable axes of its inputs, dynamic.
+    with N, and the variable axes of its inputs, dynamic. It never writes into what it is given: inputs that
+    the model or an in-place dropout writes into are copied first.
 
     Attributes:
         sites: the dropout sites, in the order in which they run.
@@ -48,6 +49,7 @@ class MaskedProgram(nn.Module):
     ) -> None:
         super().__init__()
         self._examples = examples
+        self._written: frozenset[int] = frozenset()  # places of the inputs that a run writes into
         self.model = plan.model
         self._plan = plan
         self.sites: tuple[Site, ...] = plan.sites
@@ -87,11 +89,25 @@ class MaskedProgram(nn.Module):
                 f"{list(self.mask_names)}, got {len(tensors)} tensors"
             )
         replay = _Replay(self._plan, dict(zip(self.mask_names, tensors[count:], strict=True)))
+        rows = list(tensors[:count])
+        for place in self._written:
+            rows[place] = rows[place].clone()
         with no_fused_attention(), replay:
-            value = self.model(*tensors[:count])
+            value = self.model(*rows)
         replay.check_complete()
         outputs = flatten_outputs(value)
         return tuple(outputs[name] for name in self.output_names)
+
+    def copy_written(self, rows: Sequence[Tensor]) -> None:
+        """Find out which inputs a run on such rows writes into; they are copied from now on."""
+        given = [tensor.clone() for tensor in rows]
+        versions = [tensor._version for tensor in given]
+        self(*given, *self.identity_masks(len(rows[0])))
+        self._written = frozenset(
+            place
+            for place, (tensor, version) in enumerate(zip(given, versions, strict=True))
+            if tensor._version != version
+        )
 
     def identity_masks(self, rows: int, lengths: Mapping[str, int] | None = None) -> tuple[Tensor, ...]:
         """Masks [rows, *shape] that change nothing.
@@ -169,9 +185,10 @@ def masked_program(
     rows = example_rows(inputs, ROWS, examples)
     with random_state_kept(), torch.no_grad():
         before = torch.default_generator.get_state()
-        expected = flatten_outputs(plan.model(*rows) if not plan.training else _eval_output(plan, rows))
+        expected = flatten_outputs(_eval_output(plan, rows))
         still = torch.equal(before, torch.default_generator.get_state())
         program = MaskedProgram(plan, inputs, list(expected), examples)
+        program.copy_written(rows)
         _check_rows(program, rows, expected)
         if still:  # a model that is random in eval mode has no one answer to agree with; the audit says so
             _check_identity(program, rows, expected)
@@ -183,7 +200,7 @@ def _eval_output(plan: Plan, rows: Sequence[Tensor]) -> Any:  # what the model r
     for part in parts:
         part.training = False
     try:
-        return plan.model(*rows)
+        return plan.model(*(tensor.clone() for tensor in rows))
     finally:
         for part in parts:
             part.training = True

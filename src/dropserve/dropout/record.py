@@ -70,9 +70,11 @@ class Recording:
 def record(model: nn.Module, inputs: Sequence[Tensor]) -> Recording:
     """Run a model with every dropout passed through.
 
-    The random state of torch, numpy and Python is as before afterwards.
+    The random state of torch, numpy and Python is as before afterwards, and so are the inputs: the model
+    runs on a copy, as an operation in place may write into it.
     """
     recorder = _Recorder(model)
+    inputs = [tensor.clone() for tensor in inputs]
     with random_state_kept(), torch.no_grad(), no_fused_attention(), recorder.stack.watching(), recorder:
         output = model(*inputs)
     return Recording(tuple(recorder.events), tuple(recorder.strays), output)

@@ -62,7 +62,7 @@ def plain_cases(subject: Subject, settings: ExportSettings) -> list[Case]:
             batch = subject.batch(count, kind=kind, lengths=lengths)
             try:
                 with torch.no_grad():
-                    outputs = flatten_outputs(subject.module(*batch.values()))
+                    outputs = flatten_outputs(subject.module(*(rows.clone() for rows in batch.values())))
             except Exception as error:
                 if kind == subject.kinds[0] and not lengths:
                     raise ExportError(f"{subject.name}: the model fails on {count} rows: {error}") from error
@@ -93,7 +93,7 @@ def _rounding(
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch.values()]
     try:
         with torch.no_grad():
-            outputs = numpy_arrays(flatten_outputs(exact(*doubled)))
+            outputs = numpy_arrays(flatten_outputs(exact(*(rows.clone() for rows in doubled))))
     except Exception:  # noqa: BLE001  # such as a float32 constant in forward: then nothing is known
         return None
     with np.errstate(invalid="ignore", over="ignore"):

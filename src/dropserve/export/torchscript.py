@@ -45,8 +45,9 @@ class ScriptProgram:
         """
         tensors = [inputs[name] for name in self.inputs]
         with torch.no_grad():
-            self.module(*tensors)
-            return dict(zip(self.outputs, self.module(*tensors), strict=False))
+            self.module(*(tensor.clone() for tensor in tensors))  # a program may write into what it is given
+            found = self.module(*(tensor.clone() for tensor in tensors))
+        return dict(zip(self.outputs, found, strict=False))
 
     def save(self, path: Path) -> None:
         """Write the loaded program again."""
