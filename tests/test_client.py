@@ -48,7 +48,7 @@ def test_a_real_server_answers_in_types(server: Any) -> None:
     assert plain.uncertainty is None
     assert list(again) == [plain, plain]
     assert doubtful == by_name
-    assert doubtful.parameters == {"mc_samples": 60, "mc_seed": 7, "mc_scheme": "iid", "mc_coverage": 900}
+    assert doubtful.parameters == {"mc_samples": 60, "mc_seed": 7, "mc_scheme": "iid", "mc_coverage": 0.9}
     assert doubtful[0].calibrated is None
     assert "without held-out rows" in doubtful.calibration["reason"]
     doubt = doubtful[0].uncertainty

@@ -75,7 +75,7 @@ def test_calibrated_fields_are_what_the_record_says(version: Version, mlp: Any) 
 
     x = rows(30)
     document = ask(version, x, mc_coverage=700, mc_seed=5)
-    assert document["parameters"]["mc_coverage"] == 700
+    assert document["parameters"]["mc_coverage"] == 0.7
     logits = sampled(mlp, x, seed=5)
     statistics = classification(softmax(logits), scheme="balanced", block=10)
     record = Calibration.from_json(version.manifest.calibration or {})
@@ -149,10 +149,24 @@ def test_a_coverage_beyond_the_calibration_rows_gives_all_classes_and_a_note(ver
     assert "400 calibration rows" in document["calibration"]["notes"][0]
 
 
-def test_coverage_is_a_whole_number_of_parts_per_thousand(version: Version) -> None:
-    for value in (0, 1000, 0.9, "900", True):
-        with pytest.raises(RequestError, match=r"mc_coverage is .*expected a whole number from 1 to 999"):
-            ask(version, rows(1), mc_coverage=value)
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [(0.9, 0.9), (900, 0.9), (900.0, 0.9), (0.995, 0.995), (0.9973, 0.998), (1e-9, 0.001), (1, 0.001)]
+    + [(float(np.float32(n / 1000)), n / 1000) for n in (1, 290, 570, 900, 998)],
+)
+def test_coverage_is_a_fraction_or_whole_thousandths_and_echoed_as_a_fraction(
+    version: Version, asked: float, used: float
+) -> None:
+    document = ask(version, rows(4), mc_coverage=asked)
+    assert document["parameters"]["mc_coverage"] == used
+    same = ask(version, rows(4), mc_coverage=round(used * 1000))
+    assert document == same
+
+
+@pytest.mark.parametrize("value", [0, 1000, 0.0, 1.0, 0.9995, -0.1, 2.5, "0.9", True, None])
+def test_what_is_no_coverage_is_refused(version: Version, value: object) -> None:
+    with pytest.raises(RequestError, match=r"mc_coverage is .*expected a fraction above 0, at most 0.999"):
+        ask(version, rows(1), mc_coverage=value)
 
 
 def test_a_row_that_overflows_is_refused_and_its_batch_mate_is_calibrated(version: Version) -> None:
@@ -169,16 +183,19 @@ def test_a_row_that_overflows_is_refused_and_its_batch_mate_is_calibrated(versio
 def test_the_client_and_the_command_read_them(version: Version) -> None:
     answer = read_answer(ask(version, rows(30), mc_coverage=600))
     assert answer.calibration["reason"] is None
-    lines = [predict._guaranteed(prediction, answer) or "" for prediction in answer]
-    for prediction, line in zip(answer, lines, strict=True):
+    lines = [predict._guaranteed(prediction, answer) for prediction in answer]
+    for prediction, told in zip(answer, lines, strict=True):
         assert prediction.calibrated is not None
-        labels = ", ".join(prediction.calibrated["prediction_set"]) or "none of the classes"
-        assert line.startswith(f"[bold]{labels}[/] in 60% of cases")
-        assert line.endswith("calibrated on[/]") == prediction.calibrated["out_of_distribution"]
-    assert len(set(lines)) > 3
+        labels = ", ".join(prediction.calibrated["prediction_set"])
+        empty = "" if labels else " (no class fits at 60%)"
+        assert told[0] == f"60% prediction set: [bold]{{{labels}}}[/]{empty}"
+        assert len(told) - 1 == prediction.calibrated["out_of_distribution"]
+        assert all("unlike the rows" in line and "predictive_entropy" in line for line in told[1:])
+    assert len({told[0] for told in lines}) > 3
     plain = read_answer(ask(version, rows(1), mc_samples=20))
     assert plain[0].calibrated is None
-    assert predict._guaranteed(plain[0], plain) is None
+    assert predict._guaranteed(plain[0], plain) == []
+    assert predict._notes(plain) == ["not calibrated: " + plain.calibration["reason"]]
 
 
 @pytest.mark.parametrize("targets", [1, 2])
@@ -210,13 +227,29 @@ def test_a_regressor_gets_deviations_and_an_interval(
         assert np.allclose(c["epistemic"], np.squeeze(samples.std(0)[row]), rtol=1e-4)
         assert np.allclose(np.square(c["aleatoric"]), np.squeeze(noise), rtol=1e-6)
     answer = read_answer(ask(version, rows(1), mc_coverage=800))
-    assert (predict._guaranteed(answer[0], answer) or "").startswith("between ")
+    assert predict._guaranteed(answer[0], answer)[0].startswith("80% prediction interval: [bold]")
     everything = ask(version, rows(1), mc_coverage=999)
     ends = everything["predictions"][0]["calibrated"]["interval"]
     assert ends == ([None, None] if targets == 1 else [[None, None], [None, None]])
     assert everything["calibration"]["notes"]
     unbounded = read_answer(everything)
-    assert predict._guaranteed(unbounded[0], unbounded) is None
+    assert predict._guaranteed(unbounded[0], unbounded) == ["99.9% prediction interval: unbounded"]
+    assert "calibration rows" in predict._notes(unbounded)[0]
+
+
+def test_a_flag_names_the_column_that_raised_it_or_the_score() -> None:
+    def told(**found: Any) -> str:
+        row = {"calibrated": {"prediction_set": [], "out_of_distribution": True, **found}}
+        rule = {"score": "energy", "threshold": 2.5}
+        document = {"predictions": [row], "parameters": {"mc_coverage": 0.9}}
+        answer = read_answer(document | {"calibration": {"reason": None, "out_of_distribution": rule}})
+        first, line = predict._guaranteed(answer[0], answer)
+        assert first == "90% prediction set: [bold]{}[/] (no class fits at 90%)"
+        return line
+
+    assert told(out_of_distribution_score=3.0).endswith("calibrated on (energy 3, threshold 2.5)")
+    assert told(out_of_distribution_columns=["age"]).endswith("outside the range of training in age")
+    assert told().endswith("unlike the rows that it was calibrated on")
 
 
 def test_a_calibration_from_the_future_is_refused_on_loading(

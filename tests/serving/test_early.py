@@ -48,7 +48,7 @@ def test_a_row_stops_at_the_first_block_that_is_exact_enough(
     predictor: Predictor, mlp: Any, scheme: str, tolerance: int
 ) -> None:
     x, cap = rows(12), 205
-    (answer,) = ask(predictor, Query({"input": x}, Settings(cap, 5, scheme), tolerance=tolerance))
+    (answer,) = ask(predictor, Query({"input": x}, Settings(cap, 5, scheme), tolerance=tolerance / 1000))
     from dropserve.dropout.masks import draw
 
     masks = draw([mlp.site], cap, seed=5, scheme=scheme)["drop.scale"]
@@ -89,7 +89,9 @@ def test_a_row_stops_at_the_first_block_that_is_exact_enough(
 def test_stopping_does_not_depend_on_batch_mates(
     predictor: Predictor, batch: list[tuple[int, int, int | None]]
 ) -> None:
-    queries = [Query({"input": rows(n, seed)}, Settings(120), tolerance=t) for n, seed, t in batch]
+    queries = [
+        Query({"input": rows(n, seed)}, Settings(120), tolerance=t and t / 1000) for n, seed, t in batch
+    ]
     for query, together in zip(queries, ask(predictor, *queries), strict=True):
         (alone,) = ask(predictor, query)
         np.testing.assert_array_equal(alone.values["output"], together.values["output"])
@@ -109,7 +111,8 @@ def test_the_answer_says_how_many_samples_each_row_took(predictor: Predictor) ->
     codec = Codec(predictor.manifest, monte_carlo=True)
     x = rows(4).tolist()
     document = encoded(predictor, codec, {"instances": x, "parameters": {"mc_tolerance": 9}})
-    assert document["parameters"]["mc_tolerance"] == 9
+    assert document["parameters"]["mc_tolerance"] == 0.009
+    assert document == encoded(predictor, codec, {"instances": x, "parameters": {"mc_tolerance": 0.009}})
     assert document["parameters"]["mc_samples"] == 1000, "the bound, where the request gives none"
     counts = [prediction["uncertainty"]["samples"] for prediction in document["predictions"]]
     assert all(50 <= count <= 1000 and count % 10 == 0 for count in counts)
@@ -150,9 +153,9 @@ def test_a_regressors_tolerance_is_a_share_of_its_targets_spread(
         assert found["standard_error"][1] <= 1.0
 
 
-@pytest.mark.parametrize("value", [0, 1000, -5, 2.5, "5", None, True])
+@pytest.mark.parametrize("value", [0, 1000, -5, 2.5, 1.0, "5", "0.5", None, True])
 def test_a_tolerance_out_of_range_is_refused(predictor: Predictor, value: object) -> None:
     codec = Codec(predictor.manifest, monte_carlo=True)
     body = {"instances": rows(1).tolist(), "parameters": {"mc_tolerance": value}}
-    with pytest.raises(RequestError, match=r"mc_tolerance is .*; expected a whole number from 1 to 999"):
+    with pytest.raises(RequestError, match=r"mc_tolerance is .*; expected a fraction above 0, at most 0.999"):
         codec.decode(json.dumps(body).encode())

@@ -148,9 +148,9 @@ def test_monte_carlo_requests_keep_their_own_settings(doubting: Worker) -> None:
     answers = doubting(*bodies)
     assert [a.status for a in answers] == [200] * 4
     settings = [a.body["parameters"] for a in answers]
-    assert settings[0] == {"mc_samples": 50, "mc_seed": 0, "mc_scheme": "balanced", "mc_coverage": 900}
-    assert settings[1] == {"mc_samples": 20, "mc_seed": 7, "mc_scheme": "balanced", "mc_coverage": 900}
-    assert settings[2] == {"mc_samples": 50, "mc_seed": 0, "mc_scheme": "iid", "mc_coverage": 900}
+    assert settings[0] == {"mc_samples": 50, "mc_seed": 0, "mc_scheme": "balanced", "mc_coverage": 0.9}
+    assert settings[1] == {"mc_samples": 20, "mc_seed": 7, "mc_scheme": "balanced", "mc_coverage": 0.9}
+    assert settings[2] == {"mc_samples": 50, "mc_seed": 0, "mc_scheme": "iid", "mc_coverage": 0.9}
     assert answers[0].body == answers[3].body
     for alone, together in zip(bodies, answers, strict=True):
         assert doubting(alone)[0].body == together.body

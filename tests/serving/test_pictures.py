@@ -118,11 +118,21 @@ def test_images_by_name_among_several_inputs(photos_version: Version) -> None:
 
 
 def test_settings_of_a_lone_image_are_headers(doubtful: Codec) -> None:
-    headers = {"MC-Samples": "20", "mc-seed": "7", "mc-scheme": "iid", "mc-coverage": "800"}
+    headers = {
+        "MC-Samples": "20",
+        "mc-seed": "7",
+        "mc-scheme": "iid",
+        "mc-coverage": "0.8",
+        "mc-tolerance": "1e-05",
+    }
     query = doubtful.decode(PNG, headers).query
     assert query.settings is not None
     assert (query.settings.samples, query.settings.seed, query.settings.scheme) == (20, 7, "iid")
-    assert query.coverage == 800
+    assert (query.coverage, query.tolerance) == (800, 1e-05)
+    assert doubtful.decode(PNG, {"mc-coverage": "800"}).query.coverage == 800
+    for text in ("1.0", "nan", "0.9.1", "\u0660.9"):
+        with pytest.raises(RequestError, match=r"mc_coverage is .*expected a fraction"):
+            doubtful.decode(PNG, {"mc-coverage": text})
     usual = doubtful.decode(PNG).query.settings
     assert usual is not None
     assert (usual.samples, usual.seed, usual.scheme) == (50, 0, "balanced")

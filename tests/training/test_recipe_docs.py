@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dropserve.training import recipe as schema
 from dropserve.training.recipe import Recipe
@@ -61,3 +61,17 @@ EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_are_recipes(recipe: dict[str, object], example: str) -> None:
     Recipe.model_validate(recipe | tomllib.loads(example))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0.05, 50), (0.001, 1), (0.29, 290), (0.999, 999), (50, 50)])
+def test_false_alarms_are_a_fraction_or_thousandths(
+    recipe: dict[str, object], given: float, kept: int
+) -> None:
+    found = Recipe.model_validate(recipe | {"uncertainty": {"false_alarms": given}})
+    assert found.uncertainty.false_alarms == kept
+
+
+@pytest.mark.parametrize("given", [0.0, 1.0, 0.0005, 0.0123, 1000, "0.05", True])
+def test_what_is_no_share_of_false_alarms_is_refused(recipe: dict[str, object], given: object) -> None:
+    with pytest.raises(ValidationError, match="false_alarms"):
+        Recipe.model_validate(recipe | {"uncertainty": {"false_alarms": given}})

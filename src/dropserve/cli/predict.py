@@ -18,12 +18,19 @@ from dropserve.images import kind_of
 from dropserve.project import Project
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dropserve.client import Answer, Prediction, Uncertainty
 
 app = typer.Typer()
 _BAR = 24
 _SHOWN_CLASSES = 10
 _SHOWN_ROWS = 5
+
+
+def _share(text: str) -> float:
+    """A fraction; a text without a point stays a whole number, which the server takes for thousandths."""
+    return int(text) if text.strip().isdigit() else float(text)
 
 
 @app.command()
@@ -40,10 +47,21 @@ def predict(  # noqa: PLR0913  # one for each option
     ] = "-",
     samples: Annotated[int | None, typer.Option(help="Monte Carlo samples.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the masks.", show_default=False)] = None,
-    tolerance: Annotated[
-        int | None,
+    coverage: Annotated[
+        float | None,
         typer.Option(
-            help="Stop each row at this Monte Carlo error, in thousandths; --samples is the most.",
+            parser=_share,
+            metavar="FRACTION",
+            help="How often sets and intervals shall hold the truth, such as 0.9.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            parser=_share,
+            metavar="FRACTION",
+            help="Stop each row at this Monte Carlo error, such as 0.01; --samples is the most.",
             show_default=False,
         ),
     ] = None,
@@ -68,8 +86,9 @@ def predict(  # noqa: PLR0913  # one for each option
     name = model or _only_model(project)
     address, secret = (url, token) if url else _own_server(project)
     with Client(address, token=token or secret, certificates=certificates) as client:
+        rows = _read(input_file)
         answer = client.predict(
-            name, _read(input_file), mc=mc, samples=samples, seed=seed, tolerance=tolerance
+            name, rows, mc=mc, samples=samples, seed=seed, coverage=coverage, tolerance=tolerance
         )
     console = Console()
     if as_json:
@@ -79,10 +98,12 @@ def predict(  # noqa: PLR0913  # one for each option
         if len(answer) > 1:
             console.print(f"[dim]instance {row}[/]")
         _show(console, prediction)
-        if line := _guaranteed(prediction, answer):
+        for line in _guaranteed(prediction, answer):
             console.print(line, highlight=False)
     if len(answer) > _SHOWN_ROWS:
         console.print(f"[dim]... and {len(answer) - _SHOWN_ROWS} more; --json prints all[/]")
+    for note in _notes(answer):
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False)
     if answer.parameters:
         settings = ", ".join(f"{key.removeprefix('mc_')} {value}" for key, value in answer.parameters.items())
         console.print(f"[dim]{settings}: the same question gets the same answer[/]", highlight=False)
@@ -185,20 +206,43 @@ def _words(doubt: Uncertainty, classes: int) -> str:
     )
 
 
-def _guaranteed(prediction: Prediction, answer: Answer) -> str | None:
-    """The prediction set or interval, and whether the row looks strange; None without calibration."""
+def _guaranteed(prediction: Prediction, answer: Answer) -> list[str]:
+    """The prediction set or interval, and whether the row is unlike others; nothing without calibration."""
     found, coverage = prediction.calibrated, answer.parameters.get("mc_coverage")
-    if found is None or not isinstance(coverage, int):
-        return None
+    if found is None or not isinstance(coverage, float):
+        return []
+    share = f"{coverage * 100:.10g}%"
     if "interval" in found:
         low, high = found["interval"]
-        if None in (low, high) or (isinstance(low, list) and None in [*low, *high]):
-            return None  # too few calibration rows: anything is possible
-        return f"between {_number(low)} and {_number(high)} in {coverage / 10:g}% of cases"
-    labels = ", ".join(map(escape, found["prediction_set"])) or "none of the classes"
-    line = f"[bold]{labels}[/] in {coverage / 10:g}% of cases"
-    strange = found.get("out_of_distribution")
-    return f"{line}; [yellow]unlike the rows that it was calibrated on[/]" if strange else line
+        ends = [*low, *high] if isinstance(low, list) else [low, high]
+        told = "unbounded" if None in ends else f"[bold]{_number(low)} to {_number(high)}[/]"
+        lines = [f"{share} prediction interval: {told}"]
+    else:
+        labels = ", ".join(map(escape, found["prediction_set"]))
+        empty = "" if labels else f" (no class fits at {share})"
+        lines = [f"{share} prediction set: [bold]{{{labels}}}[/]{empty}"]
+    if found.get("out_of_distribution"):
+        lines.append(f"[yellow]out of distribution[/]: {_raised_by(found, answer)}")
+    return lines
+
+
+def _raised_by(found: Mapping[str, Any], answer: Answer) -> str:
+    """What raised the flag: columns where the row names some, else the score with its threshold."""
+    if columns := found.get("out_of_distribution_columns"):
+        names = columns if isinstance(columns, list | dict) else [columns]
+        return escape(f"outside the range of training in {', '.join(map(str, names))}")
+    rule = answer.calibration.get("out_of_distribution") or {}
+    score, threshold = found.get("out_of_distribution_score"), rule.get("threshold")
+    text = "unlike the rows that it was calibrated on"
+    if score is None or threshold is None:
+        return text
+    return escape(f"{text} ({rule.get('score')} {_number(score)}, threshold {_number(threshold)})")
+
+
+def _notes(answer: Answer) -> list[str]:
+    """What the server says of its calibration, in its words: too few rows, or why there is none."""
+    reason = answer.calibration.get("reason")
+    return [*([f"not calibrated: {reason}"] if reason else []), *answer.calibration.get("notes", [])]
 
 
 def _number(value: Any) -> str:

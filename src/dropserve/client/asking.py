@@ -51,15 +51,15 @@ class Settings(TypedDict, total=False):
         samples: how many; with a tolerance, the most.
         seed: of the masks; the same seed gives the same answer. -1 lets the server draw one.
         scheme: ``balanced`` or ``iid``.
-        coverage: how often prediction sets and intervals shall hold the truth, in parts per thousand.
-        tolerance: Monte Carlo error at which each row may stop, in parts per thousand.
+        coverage: how often prediction sets and intervals shall hold the truth, a fraction such as 0.9.
+        tolerance: Monte Carlo error at which each row may stop, a fraction such as 0.01.
     """
 
     samples: int | None
     seed: int | None
     scheme: str | None
-    coverage: int | None
-    tolerance: int | None
+    coverage: float | None
+    tolerance: float | None
 
 
 @dataclass(frozen=True)

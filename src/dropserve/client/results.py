@@ -72,7 +72,7 @@ class Answer(Sequence[Prediction]):
     """
 
     predictions: tuple[Prediction, ...]
-    parameters: Mapping[str, int | str]
+    parameters: Mapping[str, int | float | str]
     calibration: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @overload

@@ -115,7 +115,7 @@ def sampled(
 
 
 def sampled_until(
-    engine: MonteCarlo, prepared: Prepared, settings: Settings, manifest: VersionManifest, tolerance: int
+    engine: MonteCarlo, prepared: Prepared, settings: Settings, manifest: VersionManifest, tolerance: float
 ) -> Outcome:
     """The outcome of as many samples as each row needs, up to ``settings.samples``.
 
@@ -124,7 +124,7 @@ def sampled_until(
         prepared: B rows.
         settings: the most samples, and which masks.
         manifest: of the version; it has one output.
-        tolerance: in parts per thousand of :func:`tolerance_unit`.
+        tolerance: a fraction of :func:`tolerance_unit`.
     """
     task, block = manifest.task, engine.block(settings)
 
@@ -134,7 +134,7 @@ def sampled_until(
         return softmax(flat) if task == "classification" else flat.astype(np.float64)
 
     with np.errstate(invalid="ignore", over="ignore"):
-        limit = tolerance_unit(manifest) * (tolerance / 1000)
+        limit = tolerance_unit(manifest) * tolerance
         samples, taken = sample_until(engine, prepared, settings, numbers, limit)
         ((name, output),) = samples.items()
         parts: list[tuple[NDArray[np.intp], Statistics]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from dropserve.serving.query import COVERAGE, Answer
 NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage", "mc_tolerance")
 PREFIX = "mc_"
 SUFFIX = "-mc"
+_NUMBER = re.compile(r"-?(?=.{1,24}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
+_ROUNDING = 1e-3  # thousandths: a fraction that was 32-bit once is still the same one
 _HEADER = "mc-"  # proxies drop names with underscores
 _MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
 
@@ -93,28 +97,41 @@ def header_settings(headers: Mapping[str, str]) -> dict[str, Any]:
         if name not in NAMES:
             known = ", ".join(known.replace("_", "-") for known in NAMES)
             _refuse(f"unknown header {quote(header)}; expected {known}")
-        digits = text.strip().removeprefix("-")
-        whole = digits.isascii() and digits.isdigit() and len(digits) < 20
-        found[name] = int(text) if whole else text
+        found[name] = read_number(text)
     return found
+
+
+def read_number(text: str) -> int | float | str:
+    """The number that a text writes in decimal, as JSON would have it; other texts as they are."""
+    if not _NUMBER.fullmatch(stripped := text.strip()):
+        return text
+    return int(stripped) if stripped.removeprefix("-").isdigit() else float(stripped)
 
 
 def read_coverage(parameters: Mapping[str, Any]) -> int:
     """How often sets and intervals shall hold the truth, in parts per thousand.
 
-    Raises:
-        RequestError: for a value out of range.
-    """
-    return _whole(parameters, "mc_coverage", COVERAGE, 1, 999)
-
-
-def read_tolerance(parameters: Mapping[str, Any]) -> int | None:
-    """The Monte Carlo error at which a row may stop, in parts per thousand; None runs all samples.
+    Calibration keeps an order statistic for each thousandth, so what lies between two is rounded up: the
+    guarantee of the higher holds for it. The answer echoes which it was.
 
     Raises:
         RequestError: for a value out of range.
     """
-    return _whole(parameters, "mc_tolerance", 1, 1, 999) if "mc_tolerance" in parameters else None
+    if "mc_coverage" not in parameters:
+        return COVERAGE
+    share = _fraction(parameters, "mc_coverage", most=0.999, such_as=0.9)
+    return max(1, math.ceil(share * 1000 - _ROUNDING))
+
+
+def read_tolerance(parameters: Mapping[str, Any]) -> float | None:
+    """The Monte Carlo error at which a row may stop, a fraction; None runs all samples.
+
+    Raises:
+        RequestError: for a value out of range.
+    """
+    if "mc_tolerance" not in parameters:
+        return None
+    return _fraction(parameters, "mc_tolerance", most=0.999, such_as=0.01)
 
 
 def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> None:
@@ -140,16 +157,16 @@ def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> N
         )
 
 
-def effective(answer: Answer) -> dict[str, int | str]:
+def effective(answer: Answer) -> dict[str, int | float | str]:
     """The settings of a Monte Carlo answer as they are echoed; none for a deterministic one."""
     settings = answer.settings
     if settings is None:
         return {}
-    found: dict[str, int | str] = {
+    found: dict[str, int | float | str] = {
         "mc_samples": settings.samples,
         "mc_seed": settings.seed,
         "mc_scheme": settings.scheme,
-        "mc_coverage": answer.coverage,
+        "mc_coverage": answer.coverage / 1000,
     }
     return found if answer.tolerance is None else {**found, "mc_tolerance": answer.tolerance}
 
@@ -158,6 +175,20 @@ def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, m
     value = whole(parameters.get(name, default))
     if type(value) is not int or not least <= value <= most:
         _refuse(f"{name} is {describe(value)}; expected a whole number from {least} to {most}")
+    return value
+
+
+def _fraction(parameters: Mapping[str, Any], name: str, *, most: float, such_as: float) -> float:
+    """A fraction, also where it came in whole thousandths, as was once the only way."""
+    value = parameters[name]
+    thousandths = value if value == 1 else whole(value)  # 1.0 might mean all, or a thousandth
+    if type(thousandths) is int and 1 <= thousandths <= 999:
+        return thousandths / 1000
+    if type(value) is not float or not 0 < value <= most:
+        _refuse(
+            f"{name} is {describe(value)}; expected a fraction above 0, at most {most}, such as {such_as} (or "
+            "a whole number of thousandths from 1 to 999)"
+        )
     return value
 
 

@@ -26,14 +26,14 @@ class Query(NamedTuple):
         inputs: for the name of each input, its rows [B, ...] in the dtype of the signature.
         settings: Monte Carlo settings; None asks for the deterministic answer.
         coverage: how often sets and intervals shall hold the truth, in parts per thousand.
-        tolerance: Monte Carlo error at which a row may stop, in parts per thousand (``serving.early``);
-            None runs all samples.
+        tolerance: Monte Carlo error at which a row may stop, a fraction (``serving.early``); None runs all
+            samples.
     """
 
     inputs: Mapping[str, Array]
     settings: Settings | None = None
     coverage: int = COVERAGE
-    tolerance: int | None = None
+    tolerance: float | None = None
 
     @property
     def rows(self) -> int:
@@ -64,6 +64,6 @@ class Answer(NamedTuple):
     calibrated: Calibrated | None = None
     uncalibrated: str | None = None
     coverage: int = COVERAGE
-    tolerance: int | None = None
+    tolerance: float | None = None
     samples: NDArray[np.int64] | None = None
     noise: Mapping[str, Float] = MappingProxyType({})

@@ -297,6 +297,14 @@ class AugmentationTable(_Table):
     shift: int = Field(0, ge=0, le=64, description="a whole number of pixels from 0 to 64")
 
 
+def _thousandths(value: object) -> object:
+    """A fraction of three digits in thousandths; anything else as it is, for the field to judge."""
+    if not isinstance(value, float) or not 0 < value < 1:
+        return value
+    found = round(value * 1000)
+    return found if found and abs(found - value * 1000) < 1e-6 else value
+
+
 class UncertaintyTable(_Table):
     """``[uncertainty]``: how the Monte Carlo answers are calibrated at export, on rows not trained on.
 
@@ -304,7 +312,7 @@ class UncertaintyTable(_Table):
         sets: score of a classifier's prediction sets.
         intervals: method of a regressor's intervals.
         ood_score: by which a classifier tells unlike rows; ``nearest`` keeps some training rows in the run.
-        false_alarms: usual rows that may be flagged as unlike.
+        false_alarms: share of usual rows that may be flagged as unlike; kept in thousandths.
     """
 
     sets: Annotated[Literal["lac", "aps", "raps"], Field(description="classification: lac, aps or raps")] = (
@@ -320,7 +328,9 @@ class UncertaintyTable(_Table):
             "or nearest"
         ),
     ] = "predictive_entropy"
-    false_alarms: int = Field(50, ge=1, le=999, description="parts per thousand, 1 to 999")
+    false_alarms: Annotated[int, BeforeValidator(_thousandths)] = Field(
+        50, ge=1, le=999, description="a fraction from 0.001 to 0.999, such as 0.05, or thousandths, 1 to 999"
+    )
 
 
 class OptimiserTable(_Table):
