@@ -47,15 +47,6 @@ def predict(  # noqa: PLR0913  # one for each option
     ] = "-",
     samples: Annotated[int | None, typer.Option(help="Monte Carlo samples.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the masks.", show_default=False)] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            parser=_share,
-            metavar="FRACTION",
-            help="How often sets and intervals shall hold the truth, such as 0.9.",
-            show_default=False,
-        ),
-    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -76,6 +67,15 @@ def predict(  # noqa: PLR0913  # one for each option
         Path | None, typer.Option("--ca", help="Certificates to trust, for HTTPS.", show_default=False)
     ] = None,
     *,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            parser=_share,
+            metavar="FRACTION",
+            help="How often sets and intervals shall hold the truth, such as 0.9.",
+            show_default=False,
+        ),
+    ] = None,
     mc: Annotated[bool, typer.Option("--mc", help="Ask how sure the model is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -186,8 +186,8 @@ def _fraction(parameters: Mapping[str, Any], name: str, *, most: float, such_as:
         return thousandths / 1000
     if type(value) is not float or not 0 < value <= most:
         _refuse(
-            f"{name} is {describe(value)}; expected a fraction above 0, at most {most}, such as {such_as} (or "
-            "a whole number of thousandths from 1 to 999)"
+            f"{name} is {describe(value)}; expected a fraction above 0, at most {most}, such as {such_as} "
+            "(or a whole number of thousandths from 1 to 999)"
         )
     return value
 
