@@ -23,7 +23,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """What ``F.scaled_dot_product_attention`` computes, for query [..., L, E] and key, value [..., S, E].
 
-    The attention probabilities [..., L, S] go through ``F.dropout``.
+    The attention probabilities [..., L, S] go through ``F.dropout``. A position that may look nowhere gets
+    0 under a mask, as in torch; the ONNX exporter's own translation gives it a mean of the values.
     """
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), dim=-3)
@@ -37,7 +38,9 @@ def scaled_dot_product_attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     probabilities = scores.softmax(dim=-1) if attn_mask is None else _safe_softmax(scores)
-    return F.dropout(probabilities, dropout_p, training=True) @ value
+    if dropout_p > 0:
+        probabilities = F.dropout(probabilities, dropout_p, training=True)
+    return probabilities @ value
 
 
 def _safe_softmax(scores: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 ``torch.export`` follows ``torch.lstm`` into a loop over the steps of the example, so the length is baked in.
 As operators of our own, whose shapes we declare, recurrent layers stay whole, and the exporter turns each
-into ONNX's LSTM, GRU or RNN. Attention is written for four axes only: fewer are filled up.
+into ONNX's LSTM, GRU or RNN. Attention is written for four axes only: fewer are filled up. Under a mask it is
+written as operators, since the exporter's form gives a mean of the values where a position may look nowhere,
+and torch 0. RReLU in eval mode is a leaky ReLU, for which ONNX has an operator, and log-sigmoid is written so
+that it does not overflow.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.core import aten_gru, aten_lstm
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from dropserve.dropout.attention import multi_head_attention_forward, scaled_dot_product_attention
 
 op: Any = opset18  # its stubs know tensors alone; the exporter's graph builder takes numbers too
 
@@ -29,13 +34,60 @@ class Exportable(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and args and args[0].dim() < 4:
-            return _attention(*args, **(kwargs or {}))
+        explicit = _explicit(func, args, kwargs or {})
+        if explicit is not None:
+            return explicit(*args, **(kwargs or {}))
         whole = _WHOLE.get(func)
         packed = len(args) > 3 and not isinstance(args[3], bool)  # the overload for packed sequences
         if whole is None or packed or kwargs:
             return func(*args, **(kwargs or {}))
         return whole(*args)
+
+
+def _explicit(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any] | None:
+    """What computes the same and can be written; None if the function itself can."""
+    if func is nn.functional.scaled_dot_product_attention:
+        if kwargs.get("attn_mask", args[3] if len(args) > 3 else None) is not None:
+            return scaled_dot_product_attention
+        query = args[0] if args else kwargs["query"]
+        return _attention if query.dim() < 4 else None
+    if func is nn.functional.multi_head_attention_forward:
+        masked = any(kwargs.get(name) is not None for name in ("attn_mask", "key_padding_mask"))
+        batched = args[0].dim() == 3 and kwargs.get("static_k") is None and kwargs.get("static_v") is None
+        return multi_head_attention_forward if masked and batched else None
+    return _SAME.get(func)
+
+
+def _rrelu(
+    input: Tensor,  # noqa: A002  # torch's own name
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    """The randomised leaky ReLU of Xu et al. (2015); in eval mode its slope is the middle of the bounds."""
+    if training:
+        return nn.functional.rrelu(input, lower, upper, training, inplace)
+    return nn.functional.leaky_relu(input, (lower + upper) / 2, inplace)
+
+
+def _log_sigmoid(input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
+    """As torch computes it; the exporter's log(sigmoid(x)) is minus infinity below -104."""
+    return input.clamp(max=0) - torch.log1p(torch.exp(-input.abs()))
+
+
+def _rrelu_(input: Tensor, *settings: Any, **named: Any) -> Tensor:  # noqa: A002  # torch's own name
+    return _rrelu(input, *settings, **{**named, "inplace": True})
+
+
+_SAME: dict[Callable[..., Any], Callable[..., Any]] = {
+    nn.functional.rrelu: _rrelu,
+    torch.rrelu: _rrelu,
+    torch.rrelu_: _rrelu_,
+    nn.functional.logsigmoid: _log_sigmoid,
+}
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
