@@ -149,3 +149,10 @@ def test_from_serve_to_stop(typed: Typed, tmp_path: Path, mlp_version: Version) 
     assert "stopped mlp at" in stopped.stdout
     left = {p.relative_to(tmp_path).parts[0] for p in tmp_path.rglob("*") if p.is_file()}
     assert left <= {".run", "model_store"}, "nothing of ours lies in the user's folder"
+
+
+def test_an_empty_host_is_refused(typed: Typed, mlp_version: Version) -> None:
+    """It would mean all addresses."""
+    done = typed("serve", "mlp", "--store", str(mlp_version.folder.parents[1]), "--host", "")
+    assert done.returncode == 2
+    assert "--host '': expected an address" in done.stderr

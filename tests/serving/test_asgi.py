@@ -316,6 +316,16 @@ def test_a_token_of_ones_own_and_none(
         assert httpx.get(f"{deployment.url}/v2").status_code == 200
 
 
+@pytest.mark.parametrize(("host", "address"), [("::1", "[::1]"), ("::", "[::1]")])
+def test_an_address_of_ipv6_is_served(
+    host: str, address: str, tmp_path: Path, mlp_version: Version, run_server: Callable[..., Any]
+) -> None:
+    options = {"engine": "asgi", "host": host, "monte_carlo": False, "tls": False, "tokens": False}
+    with run_server(tmp_path, [mlp_version], **options) as deployment:
+        assert deployment.url == f"http://{address}:{deployment.port}"
+        assert httpx.post(f"{deployment.url}/predictions/mlp", json={"instances": [ROW]}).status_code == 200
+
+
 @pytest.mark.parametrize("content", ["", "short", "two tokens are one too many", "ümlaut-0123456789"])
 def test_what_is_no_token_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "token"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gzip
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -450,11 +449,3 @@ def test_the_private_listener_asks_for_the_name_too() -> None:
 
     assert asyncio.run(ask("localhost")) == 200
     assert asyncio.run(ask("evil.example")) == 403
-
-
-def test_an_address_of_ipv6_is_served() -> None:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError:
-            pytest.skip("this machine has no ::1")

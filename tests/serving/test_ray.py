@@ -257,7 +257,7 @@ def test_the_newest_version_is_found_once(mlp_version: Version) -> None:
     found = PinnedVersions.find(store, ["mlp"], None)
     assert found.versions == {"mlp": 1}
     opened = found.open()
-    assert [desk.endpoint.name for desk in opened.desks] == ["mlp", "mlp-mc"]
+    assert [each.endpoint.name for each in opened.endpoints] == ["mlp", "mlp-mc"]
     assert opened.room > 2 * 256, "both queues, and what their workers hold"
     assert opened.own is not None
     opened.remove()

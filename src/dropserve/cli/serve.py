@@ -227,9 +227,8 @@ def _curl(project: Project, deployment: Deployment, endpoint: Endpoint) -> str:
         data = f"@{_near(_example_file(project, deployment, endpoint))}"
     else:
         data = f"'{body}'"
-    address = f"localhost:{deployment.port}/predictions/{endpoint.name}"
-    if deployment.tls:
-        address = f"https://{address}"
+    address = f"{deployment.url}/predictions/{endpoint.name}".replace("127.0.0.1", "localhost", 1)
+    address = address.removeprefix("http://")
     token = ""
     if deployment.tokens:
         token = f' -H "authorization: Bearer $(cat {_near(project.run_dir / "token")})"'

@@ -11,9 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dropserve.serving.graphs import Backend
-from dropserve.serving.runtime import LOOPBACK
+from dropserve.serving.runtime import LOOPBACK, bracketed
 
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # told apart, not bound to
 KEYS = "key_file.json"  # TorchServe writes it into its working folder
 MODEL_CONFIG = "model-config.yaml"
 MODEL_LOG = "model_log.log"
@@ -82,9 +81,8 @@ class Deployment(BaseModel):
     @property
     def url(self) -> str:
         """Where clients on this machine find it."""
-        host = LOOPBACK if self.host in EVERYWHERE else self.host
-        host = f"[{host}]" if ":" in host else host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)  # noqa: S104  # not bound to
+        return f"{'https' if self.tls else 'http'}://{bracketed(host)}:{self.port}"
 
     def authorization(self, kind: Literal["inference", "management"]) -> dict[str, str]:
         """The header that lets a request in; empty where none is asked for.

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+_TOP = ("instances", "parameters", "inputs", "outputs")  # names that stand at the top
+
 
 class _Object(dict[str, Any]):
     """A JSON object that knows which of its names stood twice."""
@@ -35,6 +37,25 @@ def doubled_names(text: bytes, document: Mapping[str, Any]) -> dict[int, tuple[s
         return {}
     found = {row: instance.twice for row, instance in enumerate(again) if isinstance(instance, _Object)}
     return {row: names for row, names in found.items() if names}
+
+
+def doubled_at_the_top(text: bytes, document: Mapping[str, Any]) -> str | None:
+    """A name of the document itself that stands in it more than once.
+
+    Args:
+        text: the JSON.
+        document: what it was read as.
+    """
+    # A name may be written with escapes, and stand in a value too: then the request is read again.
+    if b"\\u" not in text and not any(
+        text.count(b'"%b"' % name.encode()) > 1 for name in document if name in _TOP
+    ):
+        return None
+    try:
+        again = json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        return None
+    return next(iter(again.twice), None)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:

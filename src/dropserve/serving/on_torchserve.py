@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dropserve.errors import UsageError
 from dropserve.serving.deployment import Deployment, Endpoint, Options
 from dropserve.serving.engine import Draft, Launch, PrivatePorts
-from dropserve.serving.runtime import LOOPBACK, cores, free_ports, java, torchserve_home
+from dropserve.serving.runtime import LOOPBACK, bracketed, cores, free_ports, java, torchserve_home
 from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, escape
 
@@ -126,7 +126,7 @@ def _usual() -> dict[str, str]:
 def _decided(d: Deployment) -> dict[str, str]:
     grpc = free_ports(2)
     return {
-        "inference_address": f"{'https' if d.tls else 'http'}://{d.host}:{d.port}",
+        "inference_address": f"{'https' if d.tls else 'http'}://{bracketed(d.host)}:{d.port}",
         "management_address": f"http://{LOOPBACK}:{d.management_port}",
         "metrics_config": str(d.folder / _METRICS),
         "metrics_address": f"http://{LOOPBACK}:{d.metrics_port}",

@@ -13,7 +13,7 @@ from dropserve.errors import RequestError, ServerError
 from dropserve.images import require_pillow
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1, v2
-from dropserve.serving.doubles import doubled_names
+from dropserve.serving.doubles import doubled_at_the_top, doubled_names
 from dropserve.serving.instances import describe, quote
 from dropserve.serving.outcome import tolerance_unit
 from dropserve.serving.parameters import (
@@ -103,7 +103,8 @@ class Codec:
         known = {name.lower(): value for name, value in headers.items()}
         document = self._plain_document(body, known)
         usual = None if document is None else self._vectors.read(document.get("instances"))
-        if document is not None and usual is not None and len(document) == 1:
+        # One colon is one name, so none of them can have stood twice.
+        if document is not None and usual is not None and len(document) == 1 == body.count(b":"):
             return Call(self._query(usual, {}), self._encode_v1)
         if known.get("content-encoding", "identity").lower() not in {"", "identity"}:
             raise RequestError(
@@ -125,8 +126,7 @@ class Codec:
                 reason="parameters",
             )
         text, binary = _split(body, length)
-        if document is None:
-            document = self._parse(text)
+        document = _without_doubt(text, self._parse(text) if document is None else document)
         if "inputs" in document and "instances" not in document:
             inputs, parameters, wanted = v2.decode(document, binary, self._manifest, pictures, self._table)
             return Call(self._query(inputs, parameters), partial(self._encode_v2, wanted=wanted), v2=True)
@@ -231,6 +231,15 @@ class Codec:
             f"{name}: the endpoint {endpoint} answers without Monte Carlo; "
             f"send this request to {endpoint}{SUFFIX}, or leave {name} out"
         )
+
+
+def _without_doubt(text: bytes, document: dict[str, Any]) -> dict[str, Any]:
+    """A document whose names stand there once each; parameters that are null are none."""
+    if twice := doubled_at_the_top(text, document):
+        raise RequestError(f"{quote(twice)} stands twice; expected it once", reason="form")
+    if document.get("parameters", ...) is None:
+        del document["parameters"]
+    return document
 
 
 def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:

@@ -59,6 +59,7 @@ def _fraction(about: str) -> Schema:
 
 def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) -> Schema:
     """``{"instances": [...]}``."""
+    own = settings(limits, monte_carlo=monte_carlo)
     rows = {spec.name: _row(spec) for spec in manifest.signature.inputs}
     named = closed(rows)
     table = table_reader(manifest)
@@ -72,10 +73,7 @@ def request_v1(manifest: VersionManifest, limits: Limits, *, monte_carlo: bool) 
     return closed(
         {
             "instances": {"type": "array", "items": instance, "minItems": 1},
-            "parameters": closed(
-                settings(limits, monte_carlo=monte_carlo),
-                optional=tuple(settings(limits, monte_carlo=monte_carlo)),
-            ),
+            "parameters": {"anyOf": [closed(own, optional=tuple(own)), {"type": "null"}]},
         },
         optional=("parameters",),
     )
@@ -117,7 +115,7 @@ def request_v2(
     own = settings(limits, monte_carlo=monte_carlo)
     others = "|".join(name.removeprefix("mc_") for name in own)
     parameters = {
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {"binary_data_output": {"type": "boolean"}, **own},
         "patternProperties": {f"^mc_(?!({others})$)" if own else "^mc_": False},
     }
