@@ -91,19 +91,6 @@ def unknown_text(categories: Sequence[str]) -> str:
     return text
 
 
-def spellings(value: str | bool | float) -> tuple[str, ...]:
-    """The texts that a JSON value may stand for, the likeliest first: 1 is "1", else "1.0"."""
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, bool):
-        text = str(value)
-        return text.lower(), text, text.upper()
-    if not abs(value) <= 2**53 or value != int(value):  # NaN too
-        return (str(value),)
-    whole, fraction = str(int(value)), str(float(value))
-    return (whole, fraction) if isinstance(value, int) else (fraction, whole)
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where each number that the model takes comes from.

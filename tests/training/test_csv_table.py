@@ -2,7 +2,10 @@
 
 import csv
 import io
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropserve.errors import DataError
-from dropserve.training.csv_table import read_csv
 from dropserve.training.recipe import CsvData
+from dropserve.training.tabular import read_tabular
 
 
 def read(path: Path, text: str, *, task: str = "classification", **keys: object) -> object:
     file = path / "rows.csv"
     file.write_text(text, encoding="utf-8")
     data = CsvData.model_validate({"source": "csv", "file": "rows.csv", "target": "y", **keys})
-    return read_csv(data, path, task=task)
+    return read_tabular(data, path, task=task)
 
 
 def refused(path: Path, text: str, **keys: object) -> str:
@@ -65,12 +68,12 @@ def test_reads_what_pandas_reads(
 def test_a_bad_cell_is_named_by_the_line_an_editor_shows(
     tmp_path_factory: pytest.TempPathFactory, row: int, column: int, junk: str, blank: int
 ) -> None:
-    lines = [[str(10 * i + j) for j in range(3)] + [f"note {i}\nover two lines"] for i in range(6)]
-    lines[row][column] = junk
+    cells = [[str(10 * i + j) for j in range(3)] + [f"note {i}\nover two lines"] for i in range(6)]
+    cells[row][column] = junk
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["a", "b", "y", "note"])
-    for number, line in enumerate(lines):
+    for number, line in enumerate(cells):
         if number == blank:
             text.write("\n")
         writer.writerow(line)
@@ -121,16 +124,122 @@ def test_what_is_no_table_says_so(tmp_path: Path, text: str, keys: dict[str, obj
     assert expected in refused(tmp_path, text, **keys)
 
 
-def test_many_bad_cells_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
-    message = refused(tmp_path, "a,y\n0,1\n" + "x,1\n" * 25)
-    assert "25 values cannot be learned from" in message
-    assert "line 12, column 'a'" in message
-    assert "line 13" not in message
-    assert "and 15 more" in message
+def test_bad_cells_are_counted_one_line_a_column(tmp_path: Path) -> None:
+    text = "a,b,y\n0,1,1\n" + "x,1,1\n" * 25 + "2,,1\n" * 3
+    message = refused(tmp_path, text, features=["a", "b"])
+    assert "28 values cannot be learned from" in message
+    assert "line 3, column 'a': 'x' is not a number" in message
+    assert "(25 such values in the column)" in message
+    assert "line 28, column 'b': the value is missing" in message
+    assert len(message.splitlines()) == 3
+
+
+ROWS = 12
+TRAPS: list[tuple[list[str], str]] = [
+    ([f"{n},{n}5" for n in range(ROWS)], 'a decimal comma; set data.decimal = ","'),
+    ([*[f"{n},5" for n in range(ROWS - 1)], "7"], 'a decimal comma; set data.decimal = ","'),
+    ([f"{n}%" for n in range(ROWS)], "percentages"),
+    ([f"{n} 234" for n in range(1, ROWS + 1)], "thousands separators"),
+    ([f"{n},234,567" for n in range(1, ROWS + 1)], "thousands separators"),
+    ([f"1.{n}34,5" for n in range(1, 10)] * 2, "thousands separators and a decimal comma"),
+    ([f"${n}" for n in range(ROWS)], "amounts of money"),
+    ([f"{n} €" for n in range(ROWS)], "amounts of money"),
+    ([f"{n} km" for n in range(ROWS)], "the unit 'km'"),
+    ([f"2024-01-{n:02}" for n in range(1, ROWS + 1)], "dates"),
+    ([f"{n}/3/2024 10:00" for n in range(1, ROWS + 1)], "dates"),
+    ([f"{n}:30" for n in range(ROWS)], "times of day"),
+]
+
+
+def lines(cells: list[str], labels: list[str] | None = None) -> str:
+    r = np.random.default_rng(0)
+    body = zip(cells, labels or ["x", "z"] * (len(cells) // 2), strict=True)
+    return "a;b;y\n" + "".join(f"{a};{r.normal()};{y}\n" for a, y in body)
+
+
+@pytest.mark.parametrize(("cells", "expected"), TRAPS)
+def test_numbers_written_otherwise_are_no_names(tmp_path: Path, cells: list[str], expected: str) -> None:
+    message = refused(tmp_path, lines(cells), delimiter=";")
+    assert "line " in message
+    assert "column 'a'" in message
+    assert expected in message
+    taken: Any = read(tmp_path, lines(cells), delimiter=";", categorical=["a"])
+    assert len(taken.categories[0]) == len(set(cells))
+
+
+def test_a_decimal_comma_is_read_where_the_recipe_says_so(tmp_path: Path) -> None:
+    table: Any = read(tmp_path, "a;y\n1,5;2\n-,25;1\n3;1\n", delimiter=";", decimal=",")
+    assert table.features[:, 0].tolist() == [1.5, -0.25, 3]
+    with_points = refused(tmp_path, "a;y\n1.5;2\n2.5;1\n", delimiter=";", decimal=",")
+    assert "numbers with a decimal point" in with_points
+    with pytest.raises(ValueError, match=r"is data\.delimiter too"):
+        read(tmp_path, "", decimal=",")
+
+
+@pytest.mark.parametrize(
+    ("header", "cell", "expected"),
+    [
+        ("", lambda n: n, "column 1 has no name (a data frame's index?)"),
+        ("Unnamed: 0", lambda n: 3 * n * n, "column 'Unnamed: 0' had no name"),
+        ("id", lambda n: n + 1, "column 'id' numbers the rows"),
+        ("kind", lambda n: "xz"[n % 2], "column 'kind' equals the target in every row"),
+        ("site", lambda _: "north", "column 'site' is 'north' in every row"),
+    ],
+)
+def test_a_column_that_nobody_asked_for_and_that_tells_too_much_or_nothing(
+    tmp_path: Path, header: str, cell: Callable[[int], object], expected: str
+) -> None:
+    r = np.random.default_rng(1)
+    body = "".join(f"{cell(n)},{r.normal()},{'xz'[n % 2]}\n" for n in range(ROWS))
+    message = refused(tmp_path, f"{header},b,y\n{body}")
+    assert expected in message
+    assert 'features = ["b"]' in message
+    if header:
+        asked: Any = read(tmp_path, f"{header},b,y\n{body}", features=[header, "b"])
+        assert asked.columns == (header, "b")
+
+
+@pytest.mark.parametrize(
+    ("labels", "alike"),
+    [
+        (["0", "0.0", "1"] * 4, "'0' and '0.0'"),
+        (["1", "01", "2"] * 4, "'01' and '1'"),
+        (["yes", "Yes", " yes"] * 4, "'Yes' and 'yes'"),
+        (["not  so", "not so"] * 6, "'not  so' and 'not so'"),
+    ],
+)
+def test_classes_that_differ_only_in_spelling(tmp_path: Path, labels: list[str], alike: str) -> None:
+    cells = [str(n * n) for n in range(ROWS)]
+    message = refused(tmp_path, lines(cells, labels), delimiter=";")
+    assert f"column 'y' holds classes that differ only in how they are written: {alike}" in message
+
+
+def test_letters_are_classes_in_either_case(tmp_path: Path) -> None:
+    table: Any = read(tmp_path, lines([str(n * n) for n in range(ROWS)], ["a", "A"] * 6), delimiter=";")
+    assert table.labels == ("A", "a")
+
+
+@pytest.mark.parametrize("column", ["t", "y"])
+@pytest.mark.parametrize(("start", "step"), [(1_700_000_000_000, 1000), (1_700_000_000, 1), (52.52, 1e-5)])
+def test_numbers_that_32_bits_cannot_tell_apart(
+    tmp_path: Path, column: str, start: float, step: float
+) -> None:
+    exact = [start + step * (n * 7 % 300) for n in range(300)]
+    other = np.random.default_rng(0).normal(size=300)
+    t, y = (exact, other) if column == "t" else (other, exact)
+    text = "t,y\n" + "".join(f"{a},{b}\n" for a, b in zip(t, y, strict=True))
+    message = refused(tmp_path, text, task="regression")
+    after = len(set(np.float32(exact).tolist()))
+    assert f"column {column!r}: 300 different values become {after} in 32 bits" in message
+    assert f"subtract an offset, such as {math.floor(start)}, here and in requests" in message
+    shifted = "t,y\n" + "".join(
+        f"{a - start * (column == 't')},{b - start * (column == 'y')}\n" for a, b in zip(t, y, strict=True)
+    )
+    read(tmp_path, shifted, task="regression")
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"a,y\n\xff\xfe,1\n")
     data = CsvData.model_validate({"source": "csv", "file": "rows.csv", "target": "y"})
     with pytest.raises(DataError, match="not UTF-8 text"):
-        read_csv(data, tmp_path, task="classification")
+        read_tabular(data, tmp_path, task="classification")

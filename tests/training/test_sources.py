@@ -119,6 +119,20 @@ class TestParquet:
         self.frame().assign(**change).to_parquet(tmp_path / "rows.parquet")
         assert expected in refused(recipe, tmp_path, self.DATA | data)
 
+    def test_booleans_with_gaps_and_labels_of_bytes(self, recipe: dict[str, Any], tmp_path: Path) -> None:
+        flags = pd.array(([True, False, None] * 50), dtype="boolean")
+        kinds = [kind.encode() for kind in self.frame().kind]
+        self.frame().assign(a=flags, kind=kinds).to_parquet(tmp_path / "rows.parquet")
+        found = dataset(recipe, tmp_path, self.DATA | {"impute_categories": "missing"})
+        assert found.preprocessing.columns["input"][0].categories == ("false", "true", "missing")
+        assert found.table.labels == ("setosa", "versicolor", "virginica")
+        assert found.table.features[:3, 0].tolist()[:2] == [1, 0]
+
+    def test_columns_that_32_bits_cannot_tell_apart(self, recipe: dict[str, Any], tmp_path: Path) -> None:
+        times = 1_700_000_000_000 + 1000 * np.arange(150)[::-1]
+        self.frame().assign(a=times).to_parquet(tmp_path / "rows.parquet")
+        assert "column 'a': 150 different values become 2 in 32 bits" in refused(recipe, tmp_path, self.DATA)
+
     def test_a_file_that_is_none(self, recipe: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "rows.parquet").write_bytes(b"a,b\n1,2\n")
         assert "not a Parquet file" in refused(recipe, tmp_path, self.DATA)
@@ -163,6 +177,16 @@ class TestNpz:
                 "1 values that are missing or not finite in 32 bits, the first at [0, 1] (nan)",
             ),
             ({"x": np.ones((9, 4)), "y": np.ones(9)}, {"shape": [3]}, "data.shape is [3], 3 numbers"),
+            ({"x": np.ones((3, 1)), "y": np.array(["a", " na", "b"])}, {}, "the first at [1]; fill them in"),
+            ({"x": np.ones((3, 1)), "y": np.array([b"yes", b"Yes", b"no"])}, {}, "'Yes' and 'yes'"),
+            (
+                {
+                    "x": np.ones((300, 2, 2)) * (1.7e12 + 1000 * np.arange(300)[:, None, None]),
+                    "y": np.ones(300),
+                },
+                {},
+                "the features at [0, 0] of a row: 300 different values become 3 in 32 bits",
+            ),
             ({"x": np.array([[{}]]), "y": np.ones(1)}, {}, "plain arrays"),
         ],
     )

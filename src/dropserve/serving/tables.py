@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dropserve.columns import Column, spellings
+from dropserve.cell_parsing import is_missing, spellings
+from dropserve.columns import Column
 from dropserve.errors import RequestError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.instances import describe, quote
@@ -41,11 +42,11 @@ class Cells:
         return self._code(value) if isinstance(value, str | bool | int | float) else None
 
     def _code(self, value: str | bool | float) -> float | None:
-        if value == "":  # as in a file
-            return self.read(None)
         for text in spellings(value):
             if text in self._codes:
                 return self._codes[text]
+        if is_missing(value):  # as in a file
+            return self.read(None)
         return float(len(self._codes)) if self.column.other else None
 
     def expected(self, came: Any = None) -> str:
@@ -54,7 +55,8 @@ class Cells:
         if not self._codes:
             return f"a number{null}"
         if self.column.other:
-            return f"a category (a text){null}"
+            given = isinstance(came, str) and bool(came) and is_missing(came)
+            return f"a category (a text){null}{', not a text that stands for a missing value' * given}"
         known = list(self._codes)
         if len(known) > _SHOWN and isinstance(came, str):
             near = difflib.get_close_matches(came[:100], known, n=5, cutoff=0.4)

@@ -11,11 +11,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from dropserve.cell_parsing import category
 from dropserve.errors import DataError
-from dropserve.training.cells import sorted_labels
 from dropserve.training.problems import did_you_mean
 from dropserve.training.recipe import NpzData
-from dropserve.training.table import Table
+from dropserve.training.table import Table, coded
+from dropserve.training.table_checks import check_spelling, lost_in_float32
 
 
 def read_npz(data: NpzData, folder: Path, *, task: str) -> Table:
@@ -92,14 +93,27 @@ def array_table(
         rows = rows.reshape(len(rows), *shape)
     if task == "regression":
         return Table(name, rows, _numbers(name, "the target", target), ())
+    classes, labels = _classes(name, target)
+    return Table(name, rows, classes, (), labels)
+
+
+def _classes(name: str, target: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class numbers and names: numbers as numpy writes them, texts as a table's cells have them."""
     if target.dtype.kind not in "biufUS":
         raise DataError(f"{name}: the target is of type {target.dtype}; expected numbers or texts")
     if target.dtype.kind == "f":
         _numbers(name, "the target", target)
-    found, numbers = np.unique(target.astype(str), return_inverse=True)
-    labels = sorted_labels(found.tolist())
-    place = np.array([labels.index(label) for label in found.tolist()], np.int64)
-    return Table(name, rows, place[numbers], (), labels)
+    written = target if target.dtype.kind in "US" else target.astype(str)
+    texts = [category(value) for value in written.tolist()]
+    if None in texts:
+        raise DataError(
+            f"{name}: {texts.count(None)} classes of the target are missing, the first at "
+            f"[{texts.index(None)}]; fill them in, or leave those rows out"
+        )
+    classes, labels = coded(texts)
+    if alike := check_spelling(labels):
+        raise DataError(f"{name}: the target holds {alike}")
+    return classes.astype(np.int64), labels
 
 
 def _numbers(name: str, what: str, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -115,4 +129,9 @@ def _numbers(name: str, what: str, array: NDArray[Any]) -> NDArray[np.float32]:
             f"{name}: {what} hold {int(bad.sum())} values that are missing or not finite in 32 bits, the "
             f"first at {first} ({array[tuple(first)]}); fill them in, or leave those rows out"
         )
+    if not np.array_equal(numbers, array):
+        for place, column in enumerate(array.astype(np.float64).reshape(len(array), -1).T):
+            if lost := lost_in_float32(column):
+                at = [int(each) for each in np.unravel_index(place, array.shape[1:])]
+                raise DataError(f"{name}: {what}{f' at {at} of a row' if at else ''}: {lost}")
     return numbers

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dropserve.columns import MISSING_CATEGORY, Column, spellings
+from dropserve.cell_parsing import spellings
+from dropserve.columns import MISSING_CATEGORY, Column
 from dropserve.errors import DataError
 from dropserve.training.problems import did_you_mean, shown
 from dropserve.training.recipe_columns import IMPUTE_CATEGORIES, IMPUTE_NUMBERS, ColumnKeys

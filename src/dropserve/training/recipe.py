@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 
 from dropserve.errors import UsageError
 from dropserve.store import check_name
@@ -98,11 +106,20 @@ class CsvData(ColumnKeys, _DataTable):
     Attributes:
         file: path, relative to the recipe.
         delimiter: what separates the columns.
+        decimal: what separates the fraction of a number; requests send numbers of JSON either way.
     """
 
     source: Literal["csv"]
     file: str = Field(min_length=1, description="path of a CSV file, relative to this recipe")
     delimiter: str = Field(",", pattern=r"^[^\n\r\"]$", description='one character, such as "," or ";"')
+    decimal: Literal[".", ","] = Field(".", description='"." or ","; a "," asks for another delimiter')
+
+    @field_validator("decimal")
+    @classmethod
+    def _is_no_delimiter(cls, decimal: str, info: ValidationInfo) -> str:
+        if decimal == info.data.get("delimiter"):
+            raise ValueError(f'got "{decimal}", which is data.delimiter too; set data.delimiter = ";", say')
+        return decimal
 
 
 class _ArrayTable(_DataTable):

@@ -8,10 +8,8 @@ from typing import Any, assert_never
 import numpy as np
 
 from dropserve.training.array_table import read_npz
-from dropserve.training.csv_table import read_csv
 from dropserve.training.idx import read_idx
 from dropserve.training.images import read_images
-from dropserve.training.parquet_table import read_parquet
 from dropserve.training.recipe import (
     BundledData,
     CsvData,
@@ -25,6 +23,7 @@ from dropserve.training.recipe import (
     Recipe,
 )
 from dropserve.training.table import Table
+from dropserve.training.tabular import read_tabular
 
 
 def load_table(recipe: Recipe, folder: Path) -> Table:
@@ -77,12 +76,10 @@ def _read_files(
     data: CsvData | ParquetData | NpzData | IdxData | ImagesData, folder: Path, task: str
 ) -> Table:
     match data:
-        case CsvData():
-            return read_csv(data, folder, task=task)
+        case CsvData() | ParquetData():
+            return read_tabular(data, folder, task=task)
         case NpzData():
             return read_npz(data, folder, task=task)
-        case ParquetData():
-            return read_parquet(data, folder, task=task)
         case IdxData():
             return read_idx(data, folder, task=task)
         case ImagesData():

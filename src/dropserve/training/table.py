@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dropserve.cell_parsing import number
 
 FloatArray = NDArray[np.float32]
 OPEN, VALIDATION, TEST = 0, 1, 2
@@ -60,3 +64,19 @@ class Table:
         for array in (self.features, self.target):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()
+
+
+def sorted_labels(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names in the order of their numbers if all are numbers, else of their texts."""
+    found = sorted(set(texts))
+    numbers = [number(text) for text in found]
+    if all(each is not None and math.isfinite(each) for each in numbers):
+        return tuple(text for _, text in sorted(zip(numbers, found, strict=True)))
+    return tuple(found)
+
+
+def coded(texts: Sequence[str | None]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Names as their places in the vocabulary, NaN for None, and the vocabulary."""
+    vocabulary = sorted_labels([text for text in texts if text is not None])
+    places = {text: float(place) for place, text in enumerate(vocabulary)}
+    return np.array([np.nan if text is None else places[text] for text in texts]), vocabulary

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from staff import GOOD, JOB, PLAIN, ask, codec, refused, tensors
 
-from dropserve.columns import Column, spellings
+from dropserve.cell_parsing import spellings
+from dropserve.columns import Column
 
 _FLOATS = st.floats(-1e6, 1e6, width=32)
 ROWS = st.lists(

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dropserve.columns import Column, spellings
+from dropserve.cell_parsing import MISSING_TEXTS, spellings
+from dropserve.columns import Column
 from dropserve.dropout.masks import SCHEMES, SEED_LIMIT
 from dropserve.manifest import VersionManifest
 from dropserve.serving.parameters import Limits
@@ -21,6 +22,12 @@ Schema = dict[str, Any]
 NUMBER: Schema = {"type": "number"}
 TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+_MISSING = "^\\s*(?:{})\\s*$".format(  # in either case, which a JSON schema has no flag for
+    "|".join(
+        "".join(f"[{c}{c.upper()}]" if c.isalpha() else f"\\{c}" for c in text)
+        for text in sorted(MISSING_TEXTS)
+    )
+)
 
 
 def closed(properties: dict[str, Schema], *, optional: tuple[str, ...] = ()) -> Schema:
@@ -271,7 +278,7 @@ def _cell(column: Column) -> Schema:
         number = _floating("float32")
         return {"anyOf": [number, *gaps]} if gaps else number
     if column.other:
-        least = {} if gaps else {"minLength": 1}  # an empty text is a gap
+        least = {} if gaps else {"minLength": 1, "not": {"pattern": _MISSING}}  # those texts are gaps
         anything: list[Schema] = [{"type": "string", **least}, {"type": "number"}, {"type": "boolean"}]
         return {"anyOf": [*anything, *gaps]}
     written = [*column.categories, *(value for text in column.categories for value in _values(text))]
