@@ -178,3 +178,37 @@ def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago():
     assert cache.get("huge") is None
     assert cache.size == 80
     assert len(cache) == 2
+
+
+RATES = st.one_of(st.sampled_from([0.1, 0.15, 0.2, 0.25, 1 / 3, 0.5, 0.9]), st.floats(0, 0.99))
+
+
+@given(
+    p=RATES,
+    others=st.lists(RATES, max_size=3),
+    kind=st.sampled_from(["dropout", "alpha_dropout"]),
+    samples=st.integers(1, 45),
+    seed=st.integers(0, 2**53 - 1),
+)
+def test_other_sites_never_change_an_iid_mask(p, others, kind, samples, seed):
+    own = site("a", p, kind=kind)
+    added = [site(f"b{place}", rate) for place, rate in enumerate(others)]
+    alone = draw([own], samples, seed=seed, scheme="iid")
+    among = draw([*added, own], samples, seed=seed, scheme="iid")
+    assert all(np.array_equal(among[name], values) for name, values in alone.items())
+
+
+@given(p=RATES, other=RATES, samples=st.integers(1, 45), seed=st.integers(0, 2**53 - 1))
+def test_another_site_changes_a_balanced_mask_only_by_the_block(p, other, samples, seed):
+    alone = draw([site("a", p)], samples, seed=seed)["a_scale"]
+    among = draw([site("a", p), site("b", other)], samples, seed=seed)["a_scale"]
+    if common_block([p, other]) == common_block([p]):
+        assert np.array_equal(among, alone)
+    assert np.array_equal(draw([site("a", p), site("c", other)], samples, seed=seed)["a_scale"], among)
+
+
+@given(p=RATES, other=RATES, more=st.integers(1, 30), scheme=st.sampled_from(masks.SCHEMES))
+def test_more_samples_keep_the_earlier_ones_with_other_sites_too(p, other, more, scheme):
+    sites = [site("a", p), site("b", other)]
+    few, many = draw(sites, 7, seed=3, scheme=scheme), draw(sites, 7 + more, seed=3, scheme=scheme)
+    assert all(np.array_equal(many[name][:7], values) for name, values in few.items())

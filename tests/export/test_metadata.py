@@ -50,7 +50,7 @@ def words(generator, rows, units):
 
 
 def draw(how, about):
-    site, p, block = about["site"], about["p"], how["block"]
+    site, p, block = about["site"], about["p"], how["iid_block" if scheme == "iid" else "block"]
     shape = [axis["maximum"] if isinstance(axis, dict) else axis for axis in about["shape"]]
     units = math.prod(shape)
     number = int.from_bytes(hashlib.blake2b(site.encode("utf-8"), digest_size=8).digest(), "little")

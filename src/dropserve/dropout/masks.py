@@ -1,10 +1,12 @@
-"""Dropout masks that are a function of (seed, site, sample) and of nothing else.
+"""Dropout masks that are a function of (seed, site, scheme, sample), and if balanced of the block size.
 
 A counter-based generator (Philox 4x64-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011) is keyed by the seed and by a hash of the site's *name*, and its counter starts at the block. So a
-mask is the same on every host, does not move when another site is added, and asking for more samples keeps
-the earlier ones. Only raw 64-bit words are taken from numpy and all decisions are made in integers: numpy
-promises the words of a bit generator, but not what its distributions make of them.
+mask is the same on every host, and asking for more samples keeps the earlier ones. The other sites of the
+model never change an ``iid`` mask. They change a ``balanced`` one only by way of the block size b, which all
+sites share: it is 10 where 10(1 - p) is whole for every rate, and may grow to 20 for rates such as 0.25
+(:func:`common_block`). Only raw 64-bit words are taken from numpy and all decisions are made in integers:
+numpy promises the words of a bit generator, but not what its distributions make of them.
 
 Two schemes. ``iid`` keeps each unit with probability 1 - p, independently. ``balanced`` draws samples in
 blocks of b, in which each unit is kept exactly floor or ceil of b(1 - p) times; which times is drawn anew
@@ -90,7 +92,7 @@ def draw(
     """
     _check(sites, samples, seed, scheme)
     rates = site_rates(sites, rate)
-    block = common_block(rates)
+    block = common_block(rates) if scheme == "balanced" else BLOCK
     masks: dict[str, NDArray[np.float32]] = {}
     for site, p in zip(sites, rates, strict=True):
         shape = tuple(axis if isinstance(axis, int) else axis.maximum for axis in site.shape)
@@ -102,7 +104,11 @@ def draw(
 def keep_masks(
     name: str, units: int, p: float, samples: int, *, seed: int, scheme: str, block: int = BLOCK
 ) -> NDArray[np.bool_]:
-    """Which units each sample keeps, [samples, units]: the draw itself, without cache or scaling."""
+    """Which units each sample keeps, [samples, units]: the draw itself, without cache or scaling.
+
+    ``block`` is that of :func:`common_block` for ``balanced``, and ``BLOCK`` for ``iid``, as :func:`draw` has
+    it: the draws of an ``iid`` mask are independent, but which word decides which unit follows the block.
+    """
     blocks = _blocks(name, units, p, seed, scheme, block, 0, -(-samples // block))
     return np.concatenate([*blocks, np.empty((0, units), np.bool_)])[:samples]
 

@@ -99,6 +99,7 @@ def recipe(manifest: VersionManifest) -> dict[str, Any]:
     return {
         "defaults": {"samples": defaults.samples, "seed": defaults.seed, "scheme": defaults.scheme},
         "block": masks.common_block([site.p for site in manifest.sites]),
+        "iid_block": masks.BLOCK,
         "stream": masks.STREAM,
         "alpha": masks.ALPHA,
         "inputs": {

@@ -96,7 +96,7 @@ def watch(model: nn.Module, inputs: Sequence[Tensor]) -> Watched:
     run = _Run(stack)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), no_fused_attention(), stack.watching():
         with run:
-            output = watched(*inputs)
+            output = watched(*(rows.clone() for rows in inputs))
         run.finish(output)
     return Watched(tuple(run.places), tuple(run.meetings), run.attention, run.random)
 

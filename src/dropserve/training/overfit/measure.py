@@ -83,7 +83,7 @@ def co_adaptation(model: nn.Module, features: Tensor) -> float:
     are constant are left out, and of very wide layers the first 512 are taken. NaN if no layer has two live
     units.
     """
-    seen = _Seen(features[:_CORRELATED_ROWS])
+    seen = _Seen(features[:_CORRELATED_ROWS].clone())  # a first layer in place would write into them
     with torch.no_grad(), no_fused_attention(), seen:
         set_mode(model)(seen.features)
     layers = [value for layer in seen.layers if (value := _correlation(layer)) is not None]

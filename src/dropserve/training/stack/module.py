@@ -46,7 +46,7 @@ class StackedModule:
         trial = _Trial()
         with torch.random.fork_rng(devices=[]), torch.no_grad(), no_fused_attention(), trial:
             set_mode(copy.deepcopy(template), training=True)(
-                rows[:_ROWS].to(next(template.parameters()).dtype)
+                rows[:_ROWS].to(next(template.parameters()).dtype, copy=True)
             )
         self.rates = tuple(rate for rate, _ in trial.sites)
         self._shapes = tuple(shape for _, shape in trial.sites)
