@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,12 +18,19 @@ from dropserve.errors import ExportError
 from dropserve.signature import TensorSpec
 
 from .comparison import Array
+from .edge_rows import PATTERNS
 from .onnx import numpy_arrays
 from .settings import ExportSettings
-from .subject import InputKind, Subject
+from .subject import EDGE_KINDS, InputKind, Subject
 
 SAMPLES = 4
 SEED = 20_26
+_FINITE: Mapping[InputKind, bool | None] = {
+    **dict.fromkeys(get_args(InputKind)),
+    "random": False,
+    "rows": True,
+    "missing": True,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class Case:
 
     Attributes:
         where: kind, batch size and lengths, for messages.
-        finite: whether the reference itself must be finite (real rows, and those with gaps).
+        finite: whether the reference itself must be finite (real rows, and those with gaps); None to compare
+            only where it is (rows that are far from ordinary).
         slack: for each output, an error that is allowed beyond the tolerance; see :func:`_rounding`.
     """
 
@@ -40,7 +48,7 @@ class Case:
     lengths: Mapping[str, int]
     inputs: dict[str, Array]
     expected: dict[str, Array]
-    finite: bool
+    finite: bool | None
     slack: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -50,35 +58,32 @@ class Case:
 
 
 def plain_cases(subject: Subject, settings: ExportSettings) -> list[Case]:
-    """Every kind of input at every batch size; every length with the first kind.
+    """Every kind of input at every batch size, edge rows at one; every length with the first kind.
 
     Raises:
         ExportError: if the model refuses even its own rows.
     """
     cases: list[Case] = []
     exact: nn.Module | None = None
-    for kind, lengths in _variants(subject):
-        for count in settings.batch_sizes:
-            batch = subject.batch(count, kind=kind, lengths=lengths)
-            try:
-                with torch.no_grad():
-                    outputs = flatten_outputs(subject.module(*(rows.clone() for rows in batch.values())))
-            except Exception as error:
-                if kind == subject.kinds[0] and not lengths:
-                    raise ExportError(f"{subject.name}: the model fails on {count} rows: {error}") from error
-                continue  # what the model itself refuses, no graph has to answer
-            where = {"inputs": kind, "batch": count, **lengths}
-            arrays = {name: array.copy() for name, array in numpy_arrays(outputs).items()}
-            slack = dict[str, float]()
-            if kind == "large":
-                exact = exact or copy.deepcopy(subject.module).double()
-                if (rounding := _rounding(exact, batch, arrays)) is None:
-                    continue
-                slack = rounding
-            inputs = numpy_arrays(batch)
-            cases.append(
-                Case(where, lengths, inputs, arrays, finite=kind in {"rows", "missing"}, slack=slack)
-            )
+    for kind, batch, lengths in _batches(subject, settings):
+        count = len(next(iter(batch.values())))
+        try:
+            with torch.no_grad():
+                outputs = flatten_outputs(subject.module(*(rows.clone() for rows in batch.values())))
+        except Exception as error:
+            if kind == subject.kinds[0] and not lengths:
+                raise ExportError(f"{subject.name}: the model fails on {count} rows: {error}") from error
+            continue  # what the model itself refuses, no graph has to answer
+        where = {"inputs": kind, "batch": count, **lengths}
+        arrays = {name: array.copy() for name, array in numpy_arrays(outputs).items()}
+        slack = dict[str, float]()
+        if kind == "large" or kind in EDGE_KINDS:
+            exact = exact or copy.deepcopy(subject.module).double()
+            rounding = _rounding(exact, batch, arrays)
+            if rounding is None and kind == "large":
+                continue
+            slack = rounding or {}
+        cases.append(Case(where, lengths, numpy_arrays(batch), arrays, _FINITE[kind], slack))
     return cases
 
 
@@ -100,14 +105,23 @@ def _rounding(
         return {name: 10 * magnitude(outputs[name] - array) for name, array in expected.items()}
 
 
-def _variants(subject: Subject) -> Iterator[tuple[InputKind, dict[str, int]]]:
+def _batches(
+    subject: Subject, settings: ExportSettings
+) -> Iterator[tuple[InputKind, dict[str, torch.Tensor], dict[str, int]]]:
+    """Kind, rows, and lengths where they are shorter than the greatest."""
     for kind in subject.kinds:
-        yield kind, {}
+        if kind not in EDGE_KINDS:
+            for count in settings.batch_sizes:
+                yield kind, subject.batch(count, kind=kind), {}
+    for kind, batch in subject.edge_batches(len(PATTERNS)):
+        yield kind, batch, {}
     half = {axis: max(1, size // 2) for axis, size in subject.axes.items()}
     one = dict.fromkeys(subject.axes, 1)
     for lengths in (half, one):
         if lengths and lengths != subject.axes:
-            yield subject.kinds[0], lengths
+            kind = subject.kinds[0]
+            for count in settings.batch_sizes:
+                yield kind, subject.batch(count, kind=kind, lengths=lengths), lengths
 
 
 def scales(cases: list[Case]) -> dict[str, float]:
@@ -151,12 +165,12 @@ class MaskedCase:
 def masked_cases(
     program: MaskedProgram, masks: tuple[TensorSpec, ...], cases: list[Case]
 ) -> list[MaskedCase]:
-    """The same inputs under ``SAMPLES`` masks: every kind at one size, every size for the first kind."""
+    """The same inputs under ``SAMPLES`` masks: every size for the first kind, one for the others."""
     drawn = draw(program.sites, SAMPLES, seed=SEED)
     first = cases[0].where["inputs"]
     sizes = sorted({case.rows for case in cases})
     middle = sizes[len(sizes) // 2]
-    chosen = [case for case in cases if case.where["inputs"] == first or case.rows == middle]
+    chosen = [case for case in cases if case.where["inputs"] in (first, *EDGE_KINDS) or case.rows == middle]
     return [_masked(program, masks, drawn, case) for case in chosen]
 
 

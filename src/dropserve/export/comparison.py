@@ -55,7 +55,11 @@ class Difference:
 
 
 def compare(
-    expected: Mapping[str, Array], got: Mapping[str, Array], scales: Mapping[str, float], *, finite: bool
+    expected: Mapping[str, Array],
+    got: Mapping[str, Array],
+    scales: Mapping[str, float],
+    *,
+    finite: bool | None,
 ) -> list[Difference]:
     """Compare the outputs of one run.
 
@@ -63,8 +67,9 @@ def compare(
         expected: the reference, [B, ...] for each output.
         got: what the program under test gave.
         scales: for each output, the size against which errors are measured.
-        finite: whether NaN and infinity are wrong in the reference too. Otherwise they must be the same at
-            the same places, and the other values are compared.
+        finite: whether NaN and infinity are wrong in the reference too. False: they must be the same at the
+            same places, and the other values are compared. None: where the reference has them, anything
+            goes.
 
     Returns:
         One difference for each output, in the order of the reference.
@@ -79,7 +84,7 @@ def _missing(name: str, got: Mapping[str, Array]) -> Difference:
     return Difference(name, "missing output", f"output {name!r} is missing; there are {sorted(got)}")
 
 
-def _one(name: str, expected: Array, got: Array, scale: float, *, finite: bool) -> Difference:
+def _one(name: str, expected: Array, got: Array, scale: float, *, finite: bool | None) -> Difference:
     if got.dtype != expected.dtype:
         detail = f"output {name!r} has dtype {got.dtype}, expected {expected.dtype}"
         return Difference(name, "wrong dtype", detail)
@@ -90,7 +95,11 @@ def _one(name: str, expected: Array, got: Array, scale: float, *, finite: bool) 
         return Difference(name)
     a, b = expected.astype(np.float64), got.astype(np.float64)
     usable = np.isfinite(a) & np.isfinite(b)
-    strange = ~usable if finite else ~usable & ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    strange = ~usable
+    if finite is False:
+        strange &= ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    elif finite is None:
+        strange &= np.isfinite(a)
     if strange.any():
         row = int(np.argwhere(strange)[0][0])
         detail = f"output {name!r}: {int(strange.sum())} values are NaN or infinite, the first in row {row}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +17,12 @@ from dropserve.errors import DataError
 from dropserve.model import require_cpu
 from dropserve.signature import Axis, TensorSpec
 
-InputKind = Literal["rows", "random", "zeros", "large", "missing"]
+from .edge_rows import PATTERNS, edge_rows, padded_rows
+from .integers import IntegerRange, integer_ranges
+
+InputKind = Literal["rows", "random", "zeros", "large", "missing", "edge", "padded", "masked"]
+EDGE_KINDS: tuple[InputKind, ...] = ("edge", "padded", "masked")
+"""Kinds of rows at the edges of what people send, on which a model itself may have no finite answer."""
 Array = NDArray[Any]
 
 _LARGE = 100.0  # standard deviations from the mean: far outside the data, well inside float32
@@ -40,21 +46,23 @@ class Subject:
     inputs: tuple[TensorSpec, ...]
     rows: Mapping[str, Array] | None = None
     columns: Mapping[str, Sequence[Column]] = field(default_factory=dict[str, Sequence[Column]])
-    _bounds: dict[str, tuple[int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_cpu(self.module, "give it as model.cpu(); the files run on a GPU none the less")
         if self.rows is not None:
             _check_rows(self.name, self.inputs, self.rows)
-        integers = [spec for spec in self.inputs if spec.numpy_dtype.kind in "iu"]
-        object.__setattr__(self, "_bounds", {spec.name: self._integer_bounds(spec) for spec in integers})
 
     @property
     def kinds(self) -> tuple[InputKind, ...]:
         """The kinds of input that :meth:`batch` can make, real rows first."""
         drawn: tuple[InputKind, ...] = ("random", "zeros", "large")
         if any(column.fill is not None for columns in self.columns.values() for column in columns):
-            drawn += ("missing",)
+            drawn = (*drawn, "missing")
+        drawn = (*drawn, "edge")
+        if not all(spec.name in self.columns for spec in self.inputs):  # a table's rows are never padded
+            drawn = (*drawn, "padded")
+        if any(spec.dtype == "bool" for spec in self.inputs):
+            drawn = (*drawn, "masked")
         return drawn if self.rows is None else ("rows", *drawn)
 
     @property
@@ -80,8 +88,11 @@ class Subject:
             kind: ``rows`` (real ones; the default where there are any), ``random`` (normal with the mean
                 and deviation of the real rows, or standard normal), ``zeros``, ``large`` (random, a hundred
                 deviations wide), ``missing`` (random, with NaN for half of what may be missing, and for all
-                of it in the first row). Integers stay within the range of the real rows, or of the model's
-                embeddings, or 0 and 1; categories are always codes.
+                of it in the first row), ``edge`` (padding, constants, ties, the least and the greatest
+                number: see :mod:`.edge_rows`; ``seed`` counts batches of them), ``padded`` (every row ends
+                in padding; ``seed`` counts the values of :attr:`pads`), ``masked`` (the same with booleans
+                that end in True). Integers stay within the range of the real rows, or of the table that
+                their input reaches, or 0 and 1; categories are always codes.
             lengths: lengths of variable axes; the greatest by default.
 
         Returns:
@@ -92,10 +103,22 @@ class Subject:
         wanted = {**self.axes, **(lengths or {})}
         if kind == "rows":
             return self._real(n, rng, wanted)
-        drawn = {spec.name: self._draw(spec, (n, *spec.sized(wanted)), kind, rng) for spec in self.inputs}
+        ordinary: InputKind = "random" if kind in EDGE_KINDS else kind
+        drawn = {spec.name: self._draw(spec, (n, *spec.sized(wanted)), ordinary, rng) for spec in self.inputs}
+        if kind in EDGE_KINDS:
+            for index, spec in enumerate(self.inputs):
+                drawn[spec.name] = self._at_the_edge(spec, index, drawn[spec.name], kind, seed)
         for name, columns in self.columns.items():
             _as_table(drawn[name], columns, kind, rng)
         return {name: torch.from_numpy(array) for name, array in drawn.items()}
+
+    def edge_batches(self, n: int) -> Iterator[tuple[InputKind, dict[str, torch.Tensor]]]:
+        """Batches of ``n`` rows that together hold every pattern of edge rows and every way of padding."""
+        for kind in self.kinds:
+            if kind in EDGE_KINDS:
+                count = -(-len(PATTERNS) // n) if kind == "edge" else self.pads
+                for seed in range(count):
+                    yield kind, self.batch(n, seed, kind=kind)
 
     def _real(self, n: int, rng: np.random.Generator, lengths: dict[str, int]) -> dict[str, torch.Tensor]:
         rows = self.rows
@@ -114,6 +137,24 @@ class Subject:
             batch[spec.name] = torch.from_numpy(np.ascontiguousarray(values))
         return batch
 
+    @property
+    def pads(self) -> int:
+        """How many values are tried as padding: batches of the kind ``padded`` with other seeds differ."""
+        return max((len(limits.pads) for limits in self._ranges.values()), default=1)
+
+    def _at_the_edge(self, spec: TensorSpec, index: int, base: Array, kind: InputKind, seed: int) -> Array:
+        limits = self._ranges.get(spec.name)
+        pad: Any = kind == "masked" if spec.dtype == "bool" else 0
+        if limits is not None:
+            pad = limits.pads[seed % len(limits.pads)]
+        if kind == "edge":
+            return edge_rows(spec, base, seed * len(base), index, limits, pad)
+        return padded_rows(base, limits, pad)
+
+    @cached_property
+    def _ranges(self) -> dict[str, IntegerRange]:
+        return integer_ranges(self.module, self.inputs)
+
     def _draw(
         self, spec: TensorSpec, shape: tuple[int, ...], kind: InputKind, rng: np.random.Generator
     ) -> Array:
@@ -121,7 +162,7 @@ class Subject:
         if dtype.kind == "b":
             return np.zeros(shape, dtype) if kind == "zeros" else rng.random(shape) < 0.5
         if dtype.kind in "iu":
-            low, high = self._bounds[spec.name]
+            low, high = self._integer_bounds(spec)
             if kind == "zeros":
                 return np.full(shape, min(max(0, low), high), dtype)
             if kind == "large":
@@ -148,8 +189,8 @@ class Subject:
         if self.rows is not None and self.rows[spec.name].size:
             values = self.rows[spec.name]
             return int(values.min()), int(values.max())
-        tables = [m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)]
-        return 0, min(tables, default=2) - 1
+        limits = self._ranges[spec.name]
+        return limits.low, limits.high
 
 
 def _as_table(rows: Array, columns: Sequence[Column], kind: InputKind, rng: np.random.Generator) -> None:

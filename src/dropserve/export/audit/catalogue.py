@@ -10,6 +10,7 @@ from .control import data_dependent_control_flow
 from .elsewhere import random_state_elsewhere, variable_lengths
 from .exported import exported_program
 from .forwards import finite_outputs, forward_runs, outputs_are_batched
+from .gradients import gradient_mode
 from .graphs import (
     onnx_random_operators,
     onnx_random_operators_optimised,
@@ -17,7 +18,7 @@ from .graphs import (
     torchscript_mode_switch,
     torchscript_random_operators,
 )
-from .history import call_history, clock_independence, gradient_mode, repeated_forwards
+from .history import call_history, clock_independence, repeated_forwards
 from .masks import dropout_sites, every_site_acts, identity_masks, mean_of_samples, samples_differ
 from .memory import initialised_memory
 from .modes import modules_in_eval

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from dropserve.errors import ExportError
+from dropserve.export.subject import EDGE_KINDS
 from dropserve.export.torchscript import trace
 
 from . import locate
 from .differ import Difference, compare
+from .gradients import fused_attention
 from .history import RANDOM
 from .outcome import BATCH, Examination, Outcome, failed, passed, skipped
 from .probe import ForwardError, OutputError, Tensors, flatten
@@ -57,8 +59,13 @@ def data_dependent_control_flow(exam: Examination) -> Outcome:
         except (ForwardError, OutputError):  # a model may refuse numbers that are far from ordinary
             continue
         tried += 1
-        difference = _replay(traced, batch, expected)
+        difference = _replay(traced, batch, expected, finite=kind in EDGE_KINDS)
         if not difference.within(_ROUNDING * exam.settings.tolerance):
+            fused = fused_attention(exam, batch, expected)
+            if fused is not None:
+                return failed(
+                    f"a trace gives another answer on {kind} input: {difference}; {fused[0]}", *fused[1:]
+                )
             return failed(
                 f"a trace made with other rows freezes a choice or a number: on {kind} input {difference}",
                 "keep values in tensors: torch.where for a choice, tensor operations for a number; no if, "
@@ -74,7 +81,9 @@ def _batches(exam: Examination, *, many: bool) -> Iterator[tuple[str, Tensors]]:
     """Inputs on which a choice might fall another way; more of them where one is made at all."""
     subject = exam.subject
     for kind in subject.kinds:
-        yield kind, subject.batch(BATCH, seed=7, kind=kind)
+        if kind not in EDGE_KINDS:
+            yield kind, subject.batch(BATCH, seed=7, kind=kind)
+    yield from subject.edge_batches(BATCH)
     if not many:
         return
     one = subject.batch(BATCH, seed=8)
@@ -88,11 +97,11 @@ def _batches(exam: Examination, *, many: bool) -> Iterator[tuple[str, Tensors]]:
         )
 
 
-def _replay(traced: Any, batch: Tensors, expected: Tensors) -> Difference:
+def _replay(traced: Any, batch: Tensors, expected: Tensors, *, finite: bool) -> Difference:
     try:
         with torch.no_grad():
             outputs = traced(*(tensor.clone() for tensor in batch.values()))
     except RuntimeError as error:
         lines = str(error).strip().splitlines()
         return Difference(shape=f"the trace raised {lines[-1] if lines else 'an error'}")
-    return compare(expected, dict(zip(expected, outputs, strict=False)))
+    return compare(expected, dict(zip(expected, outputs, strict=False)), finite=finite)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dropserve.export.edge_rows import PATTERNS
+from dropserve.export.subject import EDGE_KINDS
+
 from .explain import explain
 from .observe import global_digests
 from .outcome import BATCH, Examination, Outcome, failed, passed, skipped
@@ -57,7 +60,10 @@ def variable_lengths(exam: Examination) -> Outcome:
 def _variants(exam: Examination) -> Iterator[tuple[str, Tensors]]:
     subject = exam.subject
     for kind in subject.kinds:
-        yield f"{kind} input", subject.batch(BATCH, seed=19, kind=kind)
+        if kind not in EDGE_KINDS:
+            yield f"{kind} input", subject.batch(BATCH, seed=19, kind=kind)
+    for kind, batch in subject.edge_batches(len(PATTERNS)):
+        yield f"{kind} input", batch
     for size in exam.settings.batch_sizes:
         yield f"a batch of {size}", subject.batch(size, seed=20)
     for lengths in _shorter(exam):

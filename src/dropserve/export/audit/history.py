@@ -1,4 +1,4 @@
-"""Does an answer depend on the input alone: not on earlier calls, the clock, or gradient mode."""
+"""Does an answer depend on the input alone: not on earlier calls or the clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .clock import clocks, shifted_clock
 from .differ import compare
 from .outcome import BATCH, Examination, Outcome, failed, passed, skipped
 from .places import Place
-from .probe import ForwardError, OutputError, Probe
+from .probe import Probe
 
 _AHEAD = (5 / 24, 11 / 24, 17 / 24, 1, 2, 3, 4, 5, 6, 100, 200, 300, 1000, 20_000)  # days
 RANDOM = "not judged: forwards of the same rows differ (see repeated-forwards)"
@@ -69,28 +69,6 @@ def clock_independence(exam: Examination) -> Outcome:
                 locate.first_divergence(exam.probe, locate.recorded(exam.probe, exam.inputs), later),
             )
     return passed(f"bit-equal with the clock put ahead {len(_AHEAD)} times, by 5 hours up to 55 years")
-
-
-def gradient_mode(exam: Examination) -> Outcome:
-    """Outputs agree with gradients on and off: exporters do not all trace with them off."""
-    if exam.observation.random:
-        return skipped(RANDOM)
-    try:
-        got = exam.probe(exam.inputs, grad=True)
-    except (ForwardError, OutputError) as error:
-        return skipped(f"the forward does not run with gradients on: {error}")
-    difference = compare(exam.observation.outputs, got)
-    if difference.within(exam.settings.tolerance):
-        return passed(f"gradients on and off agree: {difference.size}")
-    return failed(
-        f"with gradients on, {difference}",
-        "do not branch on torch.is_grad_enabled() or requires_grad in forward",
-        locate.first_divergence(
-            exam.probe,
-            locate.recorded(exam.probe, exam.inputs),
-            locate.recorded(exam.probe, exam.inputs, grad=True),
-        ),
-    )
 
 
 def _diverging(exam: Examination) -> Place:

@@ -64,6 +64,18 @@ def first_divergence(probe: Probe, one: Trace, two: Trace) -> Place:
     return found.place if found else probe.placer.root_place()
 
 
+def first_new_value(probe: Probe, one: Trace, two: Trace) -> Place:
+    """The first operation of ``two`` with a result that ``one`` has nowhere: their operators may differ."""
+    known = [value for operation in one.operations for value in operation.values]
+
+    def is_known(value: torch.Tensor) -> bool:
+        same_shape = (other for other in known if other.shape == value.shape and other.dtype == value.dtype)
+        return any(torch.allclose(value, other, rtol=1e-4, equal_nan=True) for other in same_shape)
+
+    found = _first(two, lambda index: not all(map(is_known, two.operations[index].values)), fallback=False)
+    return found.place if found else probe.placer.root_place()
+
+
 def mixing_rows(probe: Probe, inputs: Tensors, others: Tensors) -> Place:
     """The first operation through which other rows reach row 0.
 
@@ -177,10 +189,10 @@ def losing_the_batch(probe: Probe, inputs: Tensors, more: Tensors) -> Place:
     return found.place if found else probe.placer.root_place()
 
 
-def recorded(probe: Probe, inputs: Tensors, *, grad: bool = False) -> Trace:
+def recorded(probe: Probe, inputs: Tensors, *, grad: bool = False, inference: bool = False) -> Trace:
     """A forward with the values of all operations; an empty trace if it does not run."""
     try:
-        return record(probe, inputs, values=True, grad=grad)
+        return record(probe, inputs, values=True, grad=grad, inference=inference)
     except (ForwardError, OutputError):
         return Trace()
 

@@ -90,8 +90,8 @@ class _Recorder(TorchDispatchMode):
         inputs = _tensors((args, kwargs))
         strangers = [t for t in inputs if id(t) not in self._producer and id(t) not in self._known]
         parents = frozenset(self._producer[id(t)] for t in inputs if id(t) in self._producer)
-        kept_strangers = tuple(t.detach().clone() for t in strangers) if self._values else ()
-        taken = tuple(tuple(t.shape) for t in inputs)
+        kept_strangers = _copies(strangers) if self._values else ()
+        taken = tuple(map(_shape, inputs))
         result = func(*args, **kwargs)
         outputs = _tensors(result)
         index = len(self.operations)
@@ -105,8 +105,8 @@ class _Recorder(TorchDispatchMode):
             place=self._placer.here(),
             random=is_random(func, args, kwargs),
             takes=taken,
-            shapes=tuple(tuple(t.shape) for t in outputs),
-            values=tuple(t.detach().clone() for t in outputs) if self._values else (),
+            shapes=tuple(map(_shape, outputs)),
+            values=_copies(outputs) if self._values else (),
             read=None if outputs else result,
             parents=parents,
             strangers=kept_strangers,
@@ -127,7 +127,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(
-    probe: Probe, inputs: Mapping[str, torch.Tensor], *, values: bool = False, grad: bool = False
+    probe: Probe,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    values: bool = False,
+    grad: bool = False,
+    inference: bool = False,
 ) -> Trace:
     """Run the model once and record its operations.
 
@@ -136,6 +141,7 @@ def record(
         inputs: a batch.
         values: keep copies of every operation's outputs; memory of all activations.
         grad: run with gradients on.
+        inference: run under ``torch.inference_mode``.
 
     Raises:
         ForwardError: if the forward raises.
@@ -146,10 +152,19 @@ def record(
     known |= {id(t) for m in probe.module.modules() for t in [*m.parameters(False), *m.buffers(False)]}
     recorder = _Recorder(probe, known, values=values)
     with recorder:
-        result = probe.raw(tensors, grad=grad, copy=False)
+        result = probe.raw(tensors, grad=grad, copy=False, inference=inference)
     feeding = recorder.ancestors(_tensors(result))
     return Trace(recorder.operations, flatten(result), feeding)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return () if tensor.is_nested else tuple(tensor.shape)
+
+
+def _copies(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Copies of the values; a nested tensor, which has no shape, is left out."""
+    return tuple(t.detach().clone() for t in tensors if not t.is_nested)

@@ -95,9 +95,8 @@ class Examination:
         """The masked program; None without sites, or where ``refusal`` says why it cannot be made."""
         if self.artefacts is not None and self.artefacts.program is not None:
             return self.artefacts.program
-        examples = self.subject.batch(BATCH, seed=1) if self.subject.rows is not None else None
         try:
-            program = masked_program(self.subject.module, self.subject.inputs, examples)
+            program = masked_program(self.subject.module, self.subject.inputs, self.inputs)
         except DropoutError as error:
             self.refusal = str(error)
             return None

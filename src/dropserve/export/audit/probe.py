@@ -48,14 +48,27 @@ class Probe:
         self.module = subject.module if module is None else module
         self.placer = Placer(self.module)
 
-    def raw(self, inputs: Mapping[str, torch.Tensor], *, grad: bool = False, copy: bool = True) -> Any:
+    def raw(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        grad: bool = False,
+        copy: bool = True,
+        inference: bool = False,
+    ) -> Any:
         """Call the model; whatever it returns.
+
+        Args:
+            inputs: a batch.
+            grad: with gradients on.
+            copy: call it with copies.
+            inference: under ``torch.inference_mode``.
 
         Raises:
             ForwardError: if it raises anything short of an interrupt.
         """
         tensors = [value.clone() if copy else value for value in inputs.values()]
-        with torch.set_grad_enabled(grad):
+        with torch.inference_mode() if inference else torch.set_grad_enabled(grad):
             try:
                 return self.module(*tensors)
             except (Exception, SystemExit) as error:
@@ -63,7 +76,12 @@ class Probe:
                 raise ForwardError(place, error) from error
 
     def __call__(
-        self, inputs: Mapping[str, torch.Tensor], *, grad: bool = False, copy: bool = True
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        grad: bool = False,
+        copy: bool = True,
+        inference: bool = False,
     ) -> Tensors:
         """Call the model; its outputs by name.
 
@@ -71,7 +89,7 @@ class Probe:
             ForwardError: if it raises.
             OutputError: if it returns anything but tensors, tuples, lists and dicts of them.
         """
-        return flatten(self.raw(inputs, grad=grad, copy=copy))
+        return flatten(self.raw(inputs, grad=grad, copy=copy, inference=inference))
 
 
 def flatten(value: Any) -> Tensors:

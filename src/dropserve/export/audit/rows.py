@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from . import locate
-from .differ import Difference, compare, rows
+from .differ import ROUNDING, Difference, compare, rows, widened
+from .gradients import fused_attention
 from .history import RANDOM
 from .outcome import BATCH, Examination, Outcome, failed, passed, skipped
 from .probe import ForwardError, OutputError, Tensors
 
 Picked = slice | torch.Tensor
 
-_ROUNDING = 1e-3  # in float64 rounding shrinks by far more than this; what is real stays
 _REMEDY = (
     "compute each row from that row alone: no statistic over axis 0 (BatchNorm in train mode or with "
     "track_running_stats=False, mean(0), softmax(dim=0), a norm or maximum over the whole tensor)"
@@ -35,6 +35,23 @@ def row_independence(exam: Examination) -> Outcome:
             return failed(f"row 0 with {name} batch-mates: {difference}", _REMEDY, place)
         worst = max(worst, difference.relative)
         tried.append(name)
+    for kind, batch in exam.subject.edge_batches(BATCH):
+        alone = {name: torch.cat([tensor[:1], exam.inputs[name][1:]]) for name, tensor in batch.items()}
+        try:
+            difference = _apart(exam, (batch, first), (alone, first), finite=True)
+        except (ForwardError, OutputError, RuntimeError):  # cat: rows of another length than the greatest
+            continue
+        if not difference.within(exam.settings.tolerance):
+            found = f"a row of the kind {kind!r} among its own kind and among ordinary rows: {difference}"
+            fused = fused_attention(exam, batch, exam.probe(batch))
+            if fused is not None:
+                return failed(f"{found}; {fused[0]}", *fused[1:])
+            return failed(
+                found,
+                f"{_REMEDY}; cut no batch to its longest row, or let no answer depend on the padding",
+                locate.mixing_rows(exam.probe, batch, alone),
+            )
+        worst = max(worst, difference.relative)
     order = torch.tensor([3, 1, 4, 0, 2])
     moved = {name: tensor[order] for name, tensor in inputs.items()}
     difference = _apart(exam, (inputs, order), (moved, slice(None)))
@@ -83,6 +100,7 @@ def _mates(exam: Examination) -> dict[str, Tensors]:
     kinds = {
         "other": exam.subject.batch(BATCH, seed=5),
         "large": exam.subject.batch(BATCH, seed=6, kind="large"),
+        "equal": {name: t[:1].expand_as(t).clone() for name, t in exam.inputs.items()},
     }
     if any(operation.is_read for operation in exam.trace.operations):
         # Python looks at values, perhaps of all rows at once: more mates, as a choice may fall either way.
@@ -102,23 +120,23 @@ def _head(batch: Tensors, size: int) -> Tensors:
     return {name: tensor[:size] for name, tensor in batch.items()}
 
 
-def _apart(exam: Examination, one: tuple[Tensors, Picked], two: tuple[Tensors, Picked]) -> Difference:
+def _apart(
+    exam: Examination, one: tuple[Tensors, Picked], two: tuple[Tensors, Picked], *, finite: bool = False
+) -> Difference:
     """How far some rows of one batch's outputs are from some rows of another's.
 
     Kernels differ by batch size, and a badly conditioned model makes their rounding large. A difference
     that all but vanishes in float64 is rounding, and is reported at its size there.
     """
-    difference = compare(rows(exam.probe(one[0]), one[1]), rows(exam.probe(two[0]), two[1]))
+    difference = compare(rows(exam.probe(one[0]), one[1]), rows(exam.probe(two[0]), two[1]), finite=finite)
     if difference.within(exam.settings.tolerance) or difference.shape or exam.double is None:
         return difference
     try:
         exact = compare(
-            rows(exam.double(_widened(one[0])), one[1]), rows(exam.double(_widened(two[0])), two[1])
+            rows(exam.double(widened(one[0])), one[1]),
+            rows(exam.double(widened(two[0])), two[1]),
+            finite=finite,
         )
     except (ForwardError, OutputError):
         return difference
-    return exact if exact.relative < _ROUNDING * difference.relative else difference
-
-
-def _widened(batch: Tensors) -> Tensors:
-    return {name: t.double() if t.is_floating_point() else t for name, t in batch.items()}
+    return exact if exact.relative < ROUNDING * difference.relative else difference
