@@ -58,7 +58,7 @@ def parity(subject: Subject, artefacts: Artefacts, settings: ExportSettings) -> 
     """Compare every graph with the eager model.
 
     The deterministic graphs are compared on real rows, random draws, zeros and large values, at every
-    batch size; the masked ones against an eager loop over the samples with the same masks, and with
+    batch size, and on edge and padded rows; the masked ones against an eager loop over the samples with the same masks, and with
     identity masks against the deterministic model.
 
     Raises:

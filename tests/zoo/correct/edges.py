@@ -167,6 +167,7 @@ class PackedSequence(nn.Module):
 
 class Slopes(nn.Module):
     INPUTS = ("6",)
+    FORMATS = ()  # torch.export has no ONNX function for it
 
     def __init__(self):
         super().__init__()
