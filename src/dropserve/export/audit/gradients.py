@@ -68,7 +68,8 @@ def _batches(exam: Examination) -> Iterator[tuple[str, Tensors]]:
     """The usual batch first, without a name."""
     yield "", exam.inputs
     if exam.subject.rows is not None:
-        yield "held-out", exam.subject.batch(REAL_ROWS, seed=22)
+        count = len(next(iter(exam.subject.rows.values())))
+        yield "held-out", exam.subject.batch(min(count, REAL_ROWS), seed=22)
     yield from exam.subject.edge_batches(len(PATTERNS))
     if "missing" in exam.subject.kinds:
         yield "missing", exam.subject.batch(len(PATTERNS), seed=23, kind="missing")
