@@ -58,8 +58,8 @@ def parity(subject: Subject, artefacts: Artefacts, settings: ExportSettings) -> 
     """Compare every graph with the eager model.
 
     The deterministic graphs are compared on real rows, random draws, zeros and large values, at every
-    batch size, and on edge and padded rows; the masked ones against an eager loop over the samples with the same masks, and with
-    identity masks against the deterministic model.
+    batch size, and on edge and padded rows; the masked ones against an eager loop over the samples with
+    the same masks, and with identity masks against the deterministic model.
 
     Raises:
         ExportError: if the eager model fails on its own rows.
