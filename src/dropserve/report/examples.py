@@ -33,20 +33,26 @@ def class_examples(a: ClassAnswers, held: HeldOut, run: RunManifest) -> Section:
             return said, "right", "good"
         return said, f"wrong: it is {labels[true]} ({percent(float(shown[row, true]))})", "bad"
 
-    order = np.argsort(a.total, kind="stable")
-    unsure = order[::-1][:EACH]
-    wrong = int((~a.correct[unsure]).sum())
-    words = (
-        (
-            f"Below are the {count(min(EACH, len(order)), 'held-out row')} at each end. Of those that the "
-            f"model "
-            f"doubts "
-            f"most, it got {wrong} wrong; percentages are its "
-            f"{'calibrated ' if a.calibrated is not None else ''}"
-            "probabilities."
-        ),
-    )
-    return _section(words, order, held, run, say)
+    confidence = shown.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    doubted = [int(row) for row in order[::-1][:EACH] if percent(float(confidence[row])) != percent(1)]
+    wrong = sum(int(shown[row].argmax()) != int(a.labels[row]) for row in doubted)
+    kind = "calibrated probability" if a.calibrated is not None else "probability"
+    if doubted:
+        words = (
+            (
+                f"Rows are in the order of the {kind} of the answer, which is the percentage shown. Of the "
+                f"{count(len(doubted), 'row')} that the model doubts most, it got {wrong} wrong."
+            ),
+        )
+    else:
+        words = (
+            (
+                f"Every held-out row got its answer with a {kind} of {percent(1)}, rounded: there is no row "
+                "that the model doubts to show."
+            ),
+        )
+    return _section(words, order, doubted, held, run, say)
 
 
 def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
@@ -67,10 +73,13 @@ def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
             "deviation, and what is true. Red: off by more than two of them."
         ),
     )
-    return _section(words, np.argsort(doubt[:, 0], kind="stable"), held, run, say)
+    order = np.argsort(doubt[:, 0], kind="stable")
+    return _section(words, order, order[::-1][:EACH].tolist(), held, run, say)
 
 
-def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunManifest, say: Say) -> Section:
+def _section(
+    words: tuple[str, ...], order: np.ndarray, doubted: list[int], held: HeldOut, run: RunManifest, say: Say
+) -> Section:
     columns = run.preprocessing.columns
     mixed = any(not column.is_plain for own in columns.values() for column in own)
     pictures = None if mixed else as_pictures(held.inputs)
@@ -80,10 +89,9 @@ def _section(words: tuple[str, ...], order: np.ndarray, held: HeldOut, run: RunM
         values = () if picture else _values(held, row, columns)
         return Example(picture, values, *say(row))
 
-    blocks = (
-        Gallery("Least certain", tuple(example(int(row)) for row in order[::-1][:EACH])),
-        Gallery("Most certain", tuple(example(int(row)) for row in order[:EACH])),
-    )
+    most = Gallery("Most certain", tuple(example(int(row)) for row in order[:EACH]))
+    least = Gallery("Least certain", tuple(example(row) for row in doubted))
+    blocks = (least, most) if doubted else (most,)
     return Section("examples", _TITLE, words, blocks)
 
 

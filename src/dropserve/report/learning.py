@@ -13,15 +13,14 @@ from dropserve.manifest import RunManifest
 from .content import Plot, Section, Table
 from .evidence import Evidence
 from .svg import Axis, Line, Mark, draw
-from .words import number, percent, spaced
+from .words import count, number, percent, spaced
 
 CURVE = "learning_curve.csv"
 Curve = dict[str, NDArray[np.float64]]
-_WHY = {
-    "loss": "there, the loss on the validation rows was lowest",
-    "score": "there, the score on the validation rows was best",
-    "nothing": "the last ones, as the recipe asks",
-}
+_LITTLE = 0.05  # a rise of validation loss that is not called one: a share, or nats
+_LOWEST = "there, the loss on the validation rows was lowest"
+_BEST = "there, the score on the validation rows was best"
+_NAMED = "the run names it as the one to keep"
 _NO_CURVE = (
     f"The run has no {CURVE}: the model was trained elsewhere and imported, and dropserve did not watch."
 )
@@ -54,9 +53,9 @@ def curves(evidence: Evidence) -> Section:
     classifies = evidence.manifest.task == "classification"
     words = (
         (
-            f"Training ran for {len(epochs)} epochs, each one pass over the training rows. The weights of "
-            f"epoch "
-            f"{int(epochs[best])} are kept: {_WHY[monitor_of(evidence.run.manifest)]}."
+            f"Training ran for {count(len(epochs), 'epoch')}, each one pass over the training rows. The "
+            f"weights of epoch {int(epochs[best])} are kept: "
+            f"{why_kept(curve, best, monitor_of(evidence.run.manifest))}."
         ),
     )
     pair = evidence.manifest.preprocessing.heteroscedastic
@@ -104,18 +103,16 @@ def overfitting(evidence: Evidence) -> Section:
         return Section("overfitting", title, absent=_NO_CURVE)
     epochs, best = curve["epoch"], _best(evidence, curve)
     train, validation = curve["train_loss"], curve["validation_loss"]
-    kept, last, lowest = float(validation[best]), float(validation[-1]), int(np.argmin(validation))
+    kept, last = float(validation[best]), float(validation[-1])
     nats = evidence.manifest.preprocessing.heteroscedastic  # this loss may be below 0, so it has no ratios
-    other = None if lowest == best else (int(epochs[lowest]), int(epochs[best]))
-    low = float(validation[lowest])
     words = [
-        _tail(len(epochs) - 1 - lowest, low, last, nats=nats, other=other),
-        _gap(float(train[best]), kept),
+        tail(curve, best, nats=nats),
+        gap(float(train[best]), kept, dropout=bool(evidence.manifest.sites)),
     ]
-    compared = _validation_against_test(metrics)
+    compared = _validation_against_test(metrics, monitor_of(evidence.run.manifest))
     if compared:
         words.append(compared)
-    gap = validation - train if nats else validation / np.maximum(train, 1e-300)
+    apart = validation - train if nats else validation / np.maximum(train, 1e-300)
     name, unit = ("less", "difference") if nats else ("divided by", "ratio")
     equal = 0.0 if nats else 1.0
     blocks = (
@@ -124,8 +121,8 @@ def overfitting(evidence: Evidence) -> Section:
             draw(
                 f"Validation loss {name} training loss, by epoch",
                 _epochs(epochs),
-                Axis.around(f"{unit} of losses", gap, [equal]),
-                [Line([epochs[0], epochs[-1]], [equal, equal], "faint", dashed=True), Line(epochs, gap)],
+                Axis.around(f"{unit} of losses", apart, [equal]),
+                [Line([epochs[0], epochs[-1]], [equal, equal], "faint", dashed=True), Line(epochs, apart)],
             ),
             (("a", unit), ("faint", "equal losses")),
             f"A {unit} that keeps rising says that the model is learning its training rows by heart. "
@@ -152,61 +149,98 @@ def _best(evidence: Evidence, curve: Curve) -> int:
     """The row of the epoch that was kept."""
     named = evidence.run.manifest.metrics.get("best_epoch")
     found = np.flatnonzero(curve["epoch"] == named) if named is not None else []
-    return int(found[0]) if len(found) else int(np.argmin(curve["validation_loss"]))
+    return int(found[0]) if len(found) else lowest_of(curve["validation_loss"])
 
 
-def _tail(later: int, low: float, last: float, *, nats: bool, other: tuple[int, int] | None) -> str:
-    """What validation loss did after its lowest; ``other``: that epoch and the kept one, if they differ."""
-    after = "the one that was kept" if other is None else f"epoch {other[0]}, where it was lowest"
-    if later == 0:
+def lowest_of(losses: NDArray[np.float64]) -> int:
+    """The first row with the lowest finite loss; the last row if there is none."""
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return int(np.argmin(finite)) if np.isfinite(finite).any() else len(losses) - 1
+
+
+def why_kept(curve: Curve, best: int, monitor: str) -> str:
+    """Why this epoch was kept, as far as the curve bears it out."""
+    losses = curve["validation_loss"]
+    if monitor == "nothing":
+        return "the last ones, as the recipe asks" if best == len(losses) - 1 else _NAMED
+    if monitor == "loss":
+        return _LOWEST if np.isfinite(losses[best]) and losses[best] == losses[lowest_of(losses)] else _NAMED
+    for name, sign in (("validation_accuracy", -1.0), ("validation_rmse", 1.0)):
+        if name in curve:
+            score = sign * curve[name]
+            return _BEST if np.isfinite(score[best]) and score[best] == score[lowest_of(score)] else _NAMED
+    return _NAMED
+
+
+def tail(curve: Curve, best: int, *, nats: bool) -> str:
+    """What validation loss did after its lowest value, in all epochs after it.
+
+    Args:
+        curve: with ``epoch`` and ``validation_loss``.
+        best: the row of the kept epoch.
+        nats: the loss may be below 0: differences are told, not shares.
+    """
+    epochs, losses = curve["epoch"], curve["validation_loss"]
+    if not np.isfinite(losses).all():
+        many = count(int((~np.isfinite(losses)).sum()), "epoch")
+        return f"Validation loss was not a finite number in {many} of {len(losses)}: the training diverged."
+    lowest = lowest_of(losses)
+    low, last, after = float(losses[lowest]), float(losses[-1]), losses[lowest + 1 :]
+    if last == low:
         return (
-            "Validation loss was still at its lowest when training ended: there is no sign of overfitting, "
-            "and "
+            "Validation loss was at its lowest when training ended: it gives no sign of overfitting, and "
             "more epochs might help."
         )
-    rise = last - low
-    if not nats:
-        rise = rise / low if low > 0 else math.nan
-    if math.isnan(rise) or rise < 0.05:
+    high = float(after.max())
+    shares = not nats and low > 0
+    rise, end = ((high - low) / low, (last - low) / low) if shares else (high - low, last - low)
+    unit = "" if shares else " nats" if nats else " (its unit is that of the loss)"
+    since = f"In the {count(len(after), 'epoch')} after epoch {int(epochs[lowest])}, where it was lowest,"
+    if rise <= _LITTLE and (shares or nats):
+        bound = "5%" if shares else "0.05 nats"
         return (
-            f"In the {later} epochs after {after}, validation loss stayed within "
-            f"{'0.05 nats' if nats else '5%'} of its lowest value: there is no sign of overfitting."
+            f"{since} validation loss stayed within {bound} of its lowest value: it gives no sign of "
+            "overfitting."
         )
-    how = f"{rise:.2f} nats" if nats else percent(rise, 0)
-    rose = f"In the {later} epochs after {after}, validation loss rose by {how}: "
-    if other is None:
-        return f"{rose}training longer would have overfitted. That is why an earlier epoch was kept."
+    where = int(epochs[lowest + 1 + int(after.argmax())])
+    up, at_end = (percent(v) if shares else f"{number(v)}{unit}" for v in (rise, end))
+    told = f"{since} validation loss rose by up to {up} (at epoch {where}) and ended {at_end} above it"
+    if end <= _LITTLE and (shares or nats):
+        return f"{told}: it came back, so this is an uneven curve more than a sign of overfitting."
+    if lowest == best:
+        return f"{told}: by this loss, the later epochs overfitted. An earlier epoch is kept."
     return (
-        f"{rose}by this loss, training longer overfitted. Epoch {other[1]} is kept all the same, as the "
-        "recipe asks."
+        f"{told}: by this loss, the later epochs overfitted. Epoch {int(epochs[best])} is kept all the same."
     )
 
 
-def _gap(train: float, validation: float) -> str:
-    if validation <= train:
-        return (
-            f"At the kept epoch the loss is {number(validation)} on validation rows and {number(train)} on "
-            f"training "
-            "rows, which are measured with dropout on, and so are harder. The model does no worse on rows it "
-            "has not seen."
-        )
+def gap(train: float, validation: float, *, dropout: bool) -> str:
+    """How the losses on seen and unseen rows differ at the kept epoch."""
+    if not (math.isfinite(train) and math.isfinite(validation)):
+        return "At the kept epoch a loss is not a finite number, so the two losses cannot be compared."
+    harder = ", which are measured with dropout on, and so are harder" if dropout else ""
+    both = (
+        f"At the kept epoch the loss is {number(validation)} on validation rows and {number(train)} on "
+        f"training rows{harder}."
+    )
+    if number(validation) == number(train):
+        return f"{both} They are the same to four digits."
+    if validation < train:
+        return f"{both} By this measure the model does no worse on rows it has not seen."
     return (
-        f"At the kept epoch the loss is {number(validation)} on validation rows against {number(train)} on "
-        f"training "
-        "rows, although these are measured with dropout on, which makes them harder: the model does "
-        "better on what it has seen. More dropout, more data or a smaller model may narrow the gap."
+        f"{both} The model does better on what it has seen. More dropout, more data or a smaller model "
+        "may narrow the gap."
     )
 
 
-def _validation_against_test(metrics: dict[str, float]) -> str:
+def _validation_against_test(metrics: dict[str, float], monitor: str) -> str:
     for name in ("accuracy", "rmse"):
         pair = [metrics.get(f"{part}_{name}") for part in ("validation", "test")]
         if None not in pair:
             shown = [percent(v or 0) if name == "accuracy" else number(v or 0) for v in pair]
+            chose = "Test rows chose nothing"
+            if monitor != "nothing":
+                chose = "Validation rows chose the epoch, test rows chose nothing"
             what = "accuracy" if name == "accuracy" else "root mean squared error"
-            return (
-                f"Validation rows chose the epoch, test rows chose nothing: {what} is {shown[0]} on the "
-                f"former and "
-                f"{shown[1]} on the latter."
-            )
+            return f"{chose}: {what} is {shown[0]} on the former and {shown[1]} on the latter."
     return ""

@@ -9,13 +9,12 @@ import numpy as np
 from dropserve.uncertainty.checks import Bool, Float
 from dropserve.uncertainty.conformal import ConformalClassifier, row_uniforms
 from dropserve.uncertainty.folds import Rows, folds
-from dropserve.uncertainty.quantiles import coverage_theory
 
 from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .evidence import HeldOut
 from .svg import Axis, Bars, Line, Points, draw
-from .words import percent
+from .words import between, count, of_rows, percent
 
 COVERAGES = (800, 900, 950, 990)
 
@@ -24,36 +23,54 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
     """Coverage and size of the prediction sets, cross-validated."""
     uniforms = None if sets.method == "lac" else row_uniforms(held.inputs, held.settings.seed)
     crossed = _CrossFitted.of(a, sets, uniforms)
-    found = {c: crossed.sets(c) for c in COVERAGES}
+    found = {c: crossed.sets(c) for c in COVERAGES if crossed.supports(c)}
+    if 900 not in found:
+        few = count(len(a.labels), "held-out row")
+        why = f"{few} cannot support sets at 90% coverage: each fold needs {needed(900)}."
+        return Section("conformal", "Sets that hold the truth as often as promised", absent=why)
     own = np.arange(len(a.labels))
-    hit = {c: float(s[own, a.labels].mean()) for c, s in found.items()}
+    hits = {c: int(s[own, a.labels].sum()) for c, s in found.items()}
+    hit = {c: hits[c] / len(own) for c in found}
     mean_size = {c: float(s.sum(axis=1).mean()) for c, s in found.items()}
     words = (
         (
             "Instead of one class, the model can answer with a set that holds the true class as often as is "
             "asked for. "
-            f"Asked for 90%, its sets held the truth for {percent(hit[900])} of the held-out rows, and had "
-            f"{mean_size[900]:.2f} classes on average."
+            f"Asked for 90%, its sets held the truth for {of_rows(hits[900], len(own))} held-out rows, and "
+            f"had {mean_size[900]:.2f} of {a.mean.shape[1]} classes on average."
         ),
-        (
-            "These figures are cross-validated. A set may be empty: then no class is as probable as the true "
-            "ones "
-            "usually are, and the input deserves a look."
-        ),
+        "These figures are cross-validated.",
     )
+    if found[900].all():
+        words += ("Every set holds every class: these sets are always right and say nothing.",)
+    if empty := int((~found[900].any(axis=1)).sum()):
+        words += (
+            (
+                f"At 90%, {count(empty, 'set is', 'sets are')} empty: no class is as probable as true ones "
+                "usually are, and the input deserves a look."
+            ),
+        )
+    missing = [c for c in COVERAGES if c not in found]
+    if missing:
+        asked_for = " and ".join(percent(c / 1000, 0) for c in missing)
+        words += (
+            (
+                f"{count(len(own), 'row')} cannot support {asked_for}: {percent(missing[0] / 1000, 0)} needs "
+                f"at least {needed(missing[0])} calibration rows. No set is given for it."
+            ),
+        )
     rows: list[tuple[str, ...]] = []
     for c, s in found.items():
-        sizes, (_, deviation) = s.sum(axis=1), coverage_theory(len(own), c)
+        sizes, ends = s.sum(axis=1), between(hits[c], len(own)).removeprefix("95% interval ")
         rows.append(
-            (percent(c / 1000, 0), percent(hit[c]), f"± {percent(2 * deviation)}", f"{mean_size[c]:.2f}",
+            (percent(c / 1000, 0), percent(hit[c]), ends, f"{mean_size[c]:.2f}",
              percent((sizes == 1).mean()), percent((sizes == 0).mean()))
         )  # fmt: skip
-    head = ("asked", "held the truth", "by chance", "mean size", "one class", "empty")
+    head = ("asked", "held the truth", "95% interval", "mean size", "one class", "empty")
     table = Table(
         head, tuple(rows), 0,
-        caption="“By chance”: two standard deviations of the coverage that so many calibration rows give. "
-        "The "
-        f"method is {sets.method.upper()}.",
+        caption="The interval is that of a share of so many rows (Wilson). "
+        f"The method is {sets.method.upper()}.",
     )  # fmt: skip
     sizes = found[900].sum(axis=1)
     most = int(sizes.max())
@@ -67,7 +84,7 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
             [Bars(np.arange(most + 2) - 0.5, shares)],
         ),
     )
-    asked = np.arange(20, 1000, 20)
+    asked = np.array([c for c in range(20, 1000, 20) if crossed.supports(c)])
     reached = [float(crossed.sets(int(c))[own, a.labels].mean()) for c in asked]
     curve = Plot(
         "Coverage asked for and reached",
@@ -78,12 +95,17 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
             [
                 Line([0, 1], [0, 1], "faint", dashed=True),
                 Line(asked / 1000, reached),
-                Points(np.array(COVERAGES) / 1000, list(hit.values()), "a", radius=3),
+                Points(np.array(list(found)) / 1000, list(hit.values()), "a", radius=3),
             ],
         ),
         (("a", "reached"), ("faint", "asked")),
     )
     return Section("conformal", "Sets that hold the truth as often as promised", words, (table, plot, curve))
+
+
+def needed(coverage: int) -> int:
+    """The fewest calibration rows whose quantile exists at a coverage in thousandths."""
+    return -(-coverage // (1000 - coverage))
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,11 @@ class _CrossFitted:
             for others, judged in folds(len(a.labels))
         )
         return cls(a, parts, uniforms)
+
+    def supports(self, coverage: int) -> bool:
+        """Whether the calibration rows of every part suffice for a coverage in thousandths."""
+        rows = len(self.answers.labels)
+        return all(rows - len(judged) >= needed(coverage) for judged, _ in self.parts)
 
     def sets(self, coverage: int) -> Bool:
         """Which classes each set holds [B, C]."""

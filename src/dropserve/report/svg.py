@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -44,7 +44,8 @@ class Axis:
     def around(cls, label: str, *values: ArrayLike, zero: bool = False, log: bool = False) -> Axis:
         """An axis with a little room around all values; from 0 up if ``zero``."""
         every = np.concatenate([np.ravel(np.asarray(v, np.float64)) for v in values])
-        low, high = float(every.min()), float(every.max())
+        every = every[np.isfinite(every)]
+        low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
         if log and low > 0:
             low, high = low / 1.15, high * 1.15
             return cls(label, low, high if high > low else low * 2, log=True)
@@ -150,6 +151,9 @@ class _Canvas:
                         f'width="{width:.1f}" height="{base - top:.1f}"/>'
                     )
             return
+        if isinstance(mark, Line):
+            seen = np.isfinite(np.asarray(mark.y, np.float64))  # a diverged training has losses that are not
+            mark = replace(mark, x=np.asarray(mark.x)[seen], y=np.asarray(mark.y)[seen])
         xs, ys = self.across(mark.x), self.up(mark.y)
         if isinstance(mark, Line):
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def percent(share: float, digits: int = 1) -> str:
     """0.981 as 98.1%."""
@@ -16,6 +18,27 @@ def number(value: float) -> str:
 def count(many: int, thing: str, plural: str = "") -> str:
     """``1 row``, ``2 rows``."""
     return f"{many:,} {thing if many == 1 else plural or thing + 's'}"
+
+
+def interval(hits: float, rows: int) -> tuple[float, float]:
+    """Ends of the 95% interval of a share of so many rows (Wilson, 1927); 0 to 1 for no rows."""
+    if rows <= 0:
+        return 0.0, 1.0
+    z, share = 1.959964, hits / rows
+    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def between(hits: float, rows: int) -> str:
+    """``95% interval 92.1% to 100.0%``."""
+    low, high = interval(hits, rows)
+    return f"95% interval {percent(low)} to {percent(high)}"
+
+
+def of_rows(hits: int, rows: int) -> str:
+    """``45 of 45 (95% interval 92.1% to 100.0%)``."""
+    return f"{hits:,} of {rows:,} ({between(hits, rows)})"
 
 
 def size(many: int) -> str:
