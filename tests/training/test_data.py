@@ -248,7 +248,7 @@ def test_features_that_never_change_are_refused_and_columns_named(
     flat = {"source": "npz", "file": "flat.npz"}
     with pytest.raises(DataError, match=r"every value of every row is 0 \(\d+ training rows\), so nothing"):
         load(flat)
-    varied = np.arange(30.0)
+    varied = 2 * np.arange(30.0)  # no row numbers
     rows = [f"{value},7,{value**2},{label}" for value, label in zip(varied, target, strict=True)]
     (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,y", *rows]))
     found = load({"source": "csv", "file": "rows.csv", "target": "y"})

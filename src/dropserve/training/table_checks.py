@@ -131,7 +131,6 @@ def check_unasked(
         counts = name not in texts and len(rows) >= _ENOUGH and (
             np.array_equal(values, rows) or np.array_equal(values, rows + 1)
         )  # fmt: skip
-        constant = len(rows) >= _ENOUGH and all(each == whole[0] for each in whole)
         if not name or re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name):
             what = f"column {place + 1} has no name" if not name else f"column {name!r} had no name"
             lines.append(f"{what} (a data frame's index?)")
@@ -139,8 +138,6 @@ def check_unasked(
             lines.append(f"column {name!r} numbers the rows (a data frame's index?)")
         elif is_target:
             lines.append(f"column {name!r} equals the target in every row; a request will not have it")
-        elif constant:
-            lines.append(f"column {name!r} is {whole[0]!r} in every row; nothing can be learned from it")
         else:
             continue
         names.append(name)
