@@ -213,10 +213,13 @@ def _guaranteed(prediction: Prediction, answer: Answer) -> list[str]:
         return []
     share = f"{coverage * 100:.10g}%"
     if "interval" in found:
-        low, high = found["interval"]
-        ends = [*low, *high] if isinstance(low, list) else [low, high]
-        told = "unbounded" if None in ends else f"[bold]{_number(low)} to {_number(high)}[/]"
+        told = "none, too few calibration rows"
+        if found["interval"] is not None:
+            low, high = found["interval"]
+            told = f"[bold]{_number(low)} to {_number(high)}[/]"
         lines = [f"{share} prediction interval: {told}"]
+    elif found["prediction_set"] is None:
+        lines = [f"{share} prediction set: none, too few calibration rows"]
     else:
         labels = ", ".join(map(escape, found["prediction_set"]))
         empty = "" if labels else f" (no class fits at {share})"

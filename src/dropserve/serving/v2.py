@@ -229,6 +229,8 @@ def encode(
         document["parameters"] = effective(answer)
         if answer.uncalibrated is not None:
             document["parameters"]["uncalibrated"] = answer.uncalibrated
+        if answer.calibrated is not None and (notes := answer.calibrated.notes(answer.coverage)):
+            document["parameters"]["calibration_notes"] = "; ".join(notes)
     return {**document, "outputs": entries}, bytes(binary)
 
 
@@ -261,23 +263,23 @@ def outputs(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) ->
 
 
 def _calibrated(answer: Answer) -> dict[str, Tensor]:
-    """What calibration adds; an interval is left out where one of its ends would be infinite."""
+    """What calibration adds; sets and intervals are left out where its rows do not support the coverage."""
     found = answer.calibrated
     tensors: dict[str, Tensor] = {}
     if isinstance(found, CalibratedClasses):
         tensors["calibrated_probabilities"] = found.probabilities
-        tensors["prediction_set"] = found.sets(answer.coverage)
+        if (sets := found.sets(answer.coverage)) is not None:
+            tensors["prediction_set"] = sets
         tensors["out_of_distribution_score"] = found.strangeness
         if found.ood.threshold is not None:
             tensors["out_of_distribution"] = found.out_of_distribution
     if not isinstance(found, CalibratedValues):
         return tensors
-    low, high = found.intervals(answer.coverage)
     tensors["calibrated_standard_deviation"] = found.total
     tensors["epistemic"] = found.epistemic
     tensors["aleatoric"] = found.aleatoric
-    if np.isfinite(low).all() and np.isfinite(high).all():
-        tensors |= {"interval_low": low, "interval_high": high}
+    if (ends := found.intervals(answer.coverage)) is not None:
+        tensors["interval_low"], tensors["interval_high"] = ends
     return tensors
 
 

@@ -29,6 +29,7 @@ class CalibratedClasses:
         strangeness: out-of-distribution score [B].
         conformal: gives the threshold.
         ood: the threshold of ``strangeness``.
+        rests_on: what few calibration rows mean for the temperature, in words.
     """
 
     probabilities: Float
@@ -36,10 +37,20 @@ class CalibratedClasses:
     strangeness: Float
     conformal: ConformalClassifier
     ood: OodThreshold
+    rests_on: tuple[str, ...] = ()
 
-    def sets(self, coverage: int) -> Bool:
-        """Which classes each row's set holds [B, C], at a coverage in parts per thousand."""
-        return self.nonconformity <= self.conformal.quantiles.at(coverage)
+    def sets(self, coverage: int) -> Bool | None:
+        """Which classes each row's set holds [B, C], at a coverage in parts per thousand.
+
+        None where the calibration rows do not support it; :meth:`notes` say why.
+        """
+        if not self.conformal.supports(coverage):
+            return None
+        return self.nonconformity <= self.conformal.thresholds(coverage)
+
+    def notes(self, coverage: int) -> list[str]:
+        """What few calibration rows mean for the answers, in words."""
+        return _notes(self.rests_on, self.conformal, coverage, self.ood.note())
 
     @property
     def out_of_distribution(self) -> Bool:
@@ -67,6 +78,7 @@ class CalibratedValues:
         first: means, or lower ends of the band [B, D].
         second: deviations by which intervals are scaled, or upper ends of the band [B, D].
         conformal: makes intervals of these two.
+        rests_on: what few calibration rows mean for the deviations, in words.
     """
 
     epistemic: Float
@@ -75,10 +87,20 @@ class CalibratedValues:
     first: Float
     second: Float
     conformal: ConformalRegressor
+    rests_on: tuple[str, ...] = ()
 
-    def intervals(self, coverage: int) -> tuple[Float, Float]:
-        """Lower and upper ends [B, D], infinite where calibration had too few rows."""
+    def intervals(self, coverage: int) -> tuple[Float, Float] | None:
+        """Lower and upper ends [B, D] at a coverage in parts per thousand.
+
+        None where the calibration rows do not support it; :meth:`notes` say why.
+        """
+        if not self.conformal.supports(coverage):
+            return None
         return self.conformal.intervals(self.first, self.second, coverage)
+
+    def notes(self, coverage: int) -> list[str]:
+        """What few calibration rows mean for the answers, in words."""
+        return _notes(self.rests_on, self.conformal, coverage)
 
     def take(self, rows: slice) -> CalibratedValues:
         """The answers to some of the rows."""
@@ -125,6 +147,7 @@ def calibrated_classes(
         strangeness=score(c.ood.score, statistics, logits, nearest),
         conformal=c.sets,
         ood=c.ood,
+        rests_on=c.notes(),
     )
 
 
@@ -154,5 +177,15 @@ def calibrated_values(
     if c.band is not None:
         first, second = central_interval(samples, noise, c.band / 1000)
     return CalibratedValues(
-        found.epistemic, found.aleatoric, c.scaling.std(found.total), first, second, c.intervals
+        found.epistemic, found.aleatoric, c.scaling.std(found.total), first, second, c.intervals, c.notes()
     )
+
+
+def _notes(
+    rests_on: tuple[str, ...],
+    conformal: ConformalClassifier | ConformalRegressor,
+    coverage: int,
+    *more: str | None,
+) -> list[str]:
+    found = [*rests_on, conformal.note(coverage) or conformal.few(coverage), *more]
+    return [note for note in found if note is not None]

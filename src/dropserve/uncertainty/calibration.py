@@ -1,12 +1,27 @@
-"""One number that makes Monte Carlo answers honest: a temperature for classes, a factor for deviations.
+"""One number that calibrates Monte Carlo answers: a temperature for classes, a factor for deviations.
 
 Both are chosen on rows that were not trained on, and hold for answers made as theirs were: with the same
 number of samples, scheme and dropout rates (:class:`Assumptions`).
+
+Few rows say little about such a number, and the likeliest one may make answers much worse: without an error
+among the rows, the likelihood of a temperature rises to the end of any range. So the number is shrunk
+towards 1 and has to earn its place:
+
+- it is the mode of the posterior under a prior by which the logarithm has Student's t distribution with
+  three degrees of freedom, centre 0 and scale ``PRIOR``: near 1 thirty rows do not outweigh it and a few
+  hundred do, and its heavy tails let go of what is far from 1 (weakly informative priors: Gelman et al.,
+  Annals of Applied Statistics 2008);
+- it is kept only if, in five-fold cross-validation, it improves the log-likelihood of the rows by more than
+  one standard error (the rule of Breiman et al., 1984, section 3.4.3); otherwise it is 1.
+
+``benchmarks/calibration_simulation.py`` measures both on simulated data. Wider priors (0.3 to 1) were worse
+than doing nothing by more than 0.002 nats on 30 rows of a well calibrated net; from 100 rows on this one
+gives nearly all that the likeliest number gives where a net is too sure or too unsure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +33,16 @@ from dropserve.dropout.statistics import softmax
 from dropserve.errors import UsageError
 from dropserve.signature import Site
 from dropserve.uncertainty.checks import Float, Whole, as_float, as_probabilities
+from dropserve.uncertainty.folds import LEAST, folds
 from dropserve.uncertainty.search import End, maximise
 
 LOWEST, HIGHEST = 0.02, 50.0
+PRIOR = 0.2
+"""Scale of the logarithm, before any row is seen."""
+FEW = 200
+"""Fewer rows than this are said in every answer."""
+_GRID = np.linspace(np.log(LOWEST), np.log(HIGHEST), 79)  # 0 is its middle: the number 1
+_STEP = float(_GRID[1] - _GRID[0])
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,92 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """A number chosen from n rows.
+
+    Attributes:
+        value: shrunk towards 1; 1 if it did not earn its place.
+        likeliest: what maximum likelihood alone says.
+        before: mean log-likelihood at 1, in nats.
+        after: the same at ``value``, cross-validated: each row under a number from other rows.
+    """
+
+    value: float
+    likeliest: float
+    before: float
+    after: float
+
+
+def shrink(
+    log_likelihoods: Callable[[float], Float], one_more: Callable[[float], float] = lambda _: 0.0
+) -> Shrunk:
+    """Choose a positive number by the log-likelihood of rows, as the text of this module says.
+
+    Args:
+        log_likelihoods: of each row [n] at a number from ``LOWEST`` to ``HIGHEST``, in nats.
+        one_more: log-likelihood of a row that was not seen; it belongs to the prior.
+    """
+    table = np.stack([log_likelihoods(float(value)) for value in np.exp(_GRID)])
+    count, plain = table.shape[1], table[len(_GRID) // 2]
+    before, prior = float(plain.mean()), _log_prior(_GRID)
+    prior = prior + np.array([one_more(float(value)) for value in np.exp(_GRID)])
+    likeliest = float(np.exp(_top(table.sum(axis=1))))
+    at = int((table.sum(axis=1) + prior).argmax())
+    unchanged = Shrunk(1.0, likeliest, before, before)
+    if count < LEAST or at in {0, len(_GRID) - 1}:
+        return unchanged
+    gain = np.empty(count)
+    for others, judged in folds(count):
+        gain[judged] = (table[(table[:, others].sum(axis=1) + prior).argmax()] - plain)[judged]
+    mean = float(gain.mean())
+    if mean <= float(gain.std(ddof=1)) / np.sqrt(count):
+        return unchanged
+    best = maximise(
+        lambda value: float(log_likelihoods(value).sum() + one_more(value) + _log_prior(np.log(value))),
+        float(np.exp(_GRID[at] - _STEP)),
+        float(np.exp(_GRID[at] + _STEP)),
+    )
+    return Shrunk(best.at, likeliest, before, before + mean)
+
+
+def _top(heights: Float) -> float:
+    """Where on the grid a curve is highest, by the parabola through three points."""
+    at = int(heights.argmax())
+    if at in {0, len(_GRID) - 1}:
+        return float(_GRID[at])
+    left, middle, right = heights[at - 1 : at + 2].tolist()
+    bend = left - 2 * middle + right
+    return float(_GRID[at]) + (_STEP * (left - right) / (2 * bend) if bend < 0 else 0.0)
+
+
+def _log_prior(logarithm: ArrayLike) -> Float:
+    """Without its constant."""
+    return -2 * np.log1p(np.square(np.asarray(logarithm, np.float64) / PRIOR) / 3)
+
+
+def shrinkage_note(what: str, value: float, likeliest: float | None, rows: int) -> str | None:
+    """What so few rows meant for a number, in words; None if there were enough.
+
+    Args:
+        what: such as "the temperature".
+        value: the number in use.
+        likeliest: what maximum likelihood alone said; None where it was not kept.
+        rows: that it rests on.
+    """
+    least = _STEP / 5 if rows < FEW else _STEP
+    if likeliest is None or abs(np.log(value / likeliest)) < least:
+        return f"calibrated on {rows} rows, which fix {what} only roughly" if rows < FEW else None
+    if value != 1:
+        return f"calibrated on {rows} rows: {what} was shrunk from {likeliest:.3g} to {value:.3g} towards 1"
+    if rows >= FEW:
+        return None
+    return (
+        f"calibrated on {rows} rows: too few to show that {what} should be other than 1 "
+        f"(the likeliest is {likeliest:.3g}), so it is 1"
+    )
+
+
+@dataclass(frozen=True)
 class Temperature:
     """Temperature scaling of Monte Carlo answers: mean probabilities to the power 1 / temperature.
 
@@ -70,19 +178,27 @@ class Temperature:
 
     Attributes:
         value: above 1 makes answers less confident, below 1 more; 1 changes nothing.
-        nll_before: mean negative log-likelihood in nats, at temperature 1, on the rows it was chosen on.
-        nll_after: the same at ``value``; never larger.
-        end: the end of the range that the search ran into; None inside.
+        nll_before: mean negative log-likelihood in nats, at temperature 1.
+        nll_after: the same calibrated, cross-validated; never larger. Records from before ``likeliest`` was
+            kept have it in-sample.
+        end: of records from before ``likeliest`` was kept: the end of the range that the search ran into.
+        likeliest: the temperature of largest likelihood, before it was shrunk.
     """
 
     value: float
     nll_before: float
     nll_after: float
     end: End | None = None
+    likeliest: float | None = None
 
     @classmethod
     def fit(cls, probabilities: ArrayLike, labels: ArrayLike) -> Temperature:
-        """Choose the temperature by likelihood.
+        """Choose the temperature: see the module's text.
+
+        One row is added on which the most probable class is wrong, as in Platt's smoothed targets (1999) and
+        Laplace's rule of succession: n rows without an error do not say that there is none in n + 1. It is
+        the mean row on which the model itself expects to err, so it costs little where errors are of the
+        kind that is expected, and keeps a temperature from freezing where no row has one.
 
         Args:
             probabilities: means over samples [B, C].
@@ -93,25 +209,42 @@ class Temperature:
         """
         values, truth = as_probabilities(probabilities, labels)
         logs = _logs(values)
-        before = _log_likelihood(logs, truth, 1.0)
-        best = maximise(lambda t: _log_likelihood(logs, truth, t), LOWEST, HIGHEST)
-        if best.value <= before:
-            return cls(1.0, -before, -before)
-        return cls(best.at, -before, -best.value, best.end)
+        logs -= logs.max(axis=1, keepdims=True)
+        wrong = np.exp(logs)
+        wrong[np.arange(len(logs)), logs.argmax(axis=1)] = 0.0
+        wrong /= np.exp(logs).sum(axis=1, keepdims=True)
+        wrong /= max(float(wrong.sum()), float(np.finfo(np.float64).tiny))
+        found = shrink(
+            lambda t: _log_likelihoods(logs, truth, t),
+            lambda t: float((wrong * (logs / t - _log_sums(logs, t))).sum()),
+        )
+        return cls(found.value, -found.before, -found.after, likeliest=found.likeliest)
 
     def probabilities(self, probabilities: ArrayLike) -> Float:
         """Calibrated probabilities [B, C] of uncalibrated ones [B, C]."""
         return softmax(_logs(as_float(probabilities, "[B, C]")) / self.value)
+
+    def note(self, rows: int) -> str | None:
+        """What the number of rows meant for the temperature, in words; None if there were enough."""
+        if self.end is not None:
+            return (
+                f"the temperature {self.value:.3g} is the {self.end} end of the range that an earlier "
+                "dropserve searched: do not rely on the calibrated probabilities, export the model again"
+            )
+        return shrinkage_note("the temperature", self.value, self.likeliest, rows)
 
 
 def _logs(probabilities: Float) -> Float:
     return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
 
 
-def _log_likelihood(logs: Float, labels: Whole, temperature: float) -> float:
-    scaled = (logs - logs.max(axis=1, keepdims=True)) / temperature
-    own = scaled[np.arange(len(labels)), labels]
-    return float((own - np.log(np.exp(scaled).sum(axis=1))).mean())
+def _log_likelihoods(logs: Float, labels: Whole, temperature: float) -> Float:
+    """Of each row [B]; the largest of ``logs`` in each row is 0."""
+    return logs[np.arange(len(labels)), labels] / temperature - _log_sums(logs, temperature)[:, 0]
+
+
+def _log_sums(logs: Float, temperature: float) -> Float:
+    return np.log(np.exp(logs / temperature).sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -119,13 +252,16 @@ class VarianceScaling:
     """A factor for each target by which predicted standard deviations are multiplied.
 
     Laves et al., "Well-calibrated regression uncertainty in medical imaging", MIDL 2020: the factor of
-    largest Gaussian likelihood has a closed form, the root mean square of the standardised residuals.
+    largest Gaussian likelihood has a closed form, the root mean square of the standardised residuals. It is
+    shrunk towards 1 as the module's text says.
 
     Attributes:
         factors: for each target; above 1 where the model was too sure.
+        likeliest: the factors of largest likelihood, before they were shrunk; empty in older records.
     """
 
     factors: tuple[float, ...]
+    likeliest: tuple[float, ...] = ()
 
     @classmethod
     def fit(cls, mean: ArrayLike, std: ArrayLike, targets: ArrayLike) -> VarianceScaling:
@@ -145,8 +281,20 @@ class VarianceScaling:
                 f"mean {list(m.shape)}, std {list(s.shape)} from {s.min():.3g}, targets {list(y.shape)}: "
                 "expected one shape, and deviations above 0 (pass total ones, not epistemic ones)"
             )
-        return cls(tuple(np.sqrt(np.square((y - m) / s).mean(axis=0)).tolist()))
+        squares = np.square((y - m) / s)
+        found = [shrink(lambda f, z=column: -z / (2 * f * f) - np.log(f)) for column in squares.T]
+        return cls(tuple(each.value for each in found), tuple(np.sqrt(squares.mean(axis=0)).tolist()))
 
     def std(self, std: ArrayLike) -> Float:
         """Calibrated standard deviations [B, D]."""
         return as_float(std, "[B, D]") * np.asarray(self.factors)
+
+    def notes(self, rows: int) -> list[str]:
+        """What the number of rows meant for the factors, in words; none if there were enough."""
+        several = len(self.factors) > 1
+        likeliest = self.likeliest or (None,) * len(self.factors)
+        found = [
+            shrinkage_note(f"the factor of deviations{f' of target {d}' if several else ''}", f, best, rows)
+            for d, (f, best) in enumerate(zip(self.factors, likeliest, strict=True))
+        ]
+        return [note for note in found if note is not None]

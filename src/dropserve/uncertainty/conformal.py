@@ -2,7 +2,12 @@
 
 The guarantee: if calibration rows and the new row are exchangeable, and the model has not seen either, the
 set holds the true class with at least the probability asked for, on average over calibration sets. It is
-marginal: over all rows, not for each kind of row.
+marginal: over all rows, not for each kind of row. Class-conditional sets (Vovk 2012, "Mondrian") have it for
+the rows of each true class: each class has a threshold of its own. A class with too few calibration rows for
+the coverage then stands in every set, as nothing else has the guarantee.
+
+A coverage that the calibration rows cannot support is refused (``note`` says why): the set of all classes
+would be right, and say nothing.
 
 Three scores, of which a set takes all classes up to a threshold:
 
@@ -10,7 +15,8 @@ Three scores, of which a set takes all classes up to a threshold:
   *empty* where no class is as probable as the calibration rows' true classes were. That is part of the
   guarantee (a model that is right more often than asked must be silent somewhere) and is kept: the row is
   unlike the calibration rows. Who must have an answer takes the most probable class; coverage can only
-  rise.
+  rise. So an empty set is no error: where a model is right more often than the coverage that was asked for,
+  even rows that it is sure of get one.
 - ``aps``: the probability of all classes at least as probable, less a random share of the class's own
   (Romano, Sesia and Candes, NeurIPS 2020). Sets adapt to the difficulty of the row.
 - ``raps``: APS and a penalty for ranks beyond the first few (Angelopoulos et al., ICLR 2021).
@@ -28,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float, as_float, as_probabilities
-from dropserve.uncertainty.quantiles import Quantiles, check_coverage
+from dropserve.uncertainty.quantiles import WHOLE, Quantiles, check_coverage, few_rows_note, least_rows
 
 Method = Literal["lac", "aps", "raps"]
 METHODS: tuple[Method, ...] = ("lac", "aps", "raps")
@@ -70,15 +76,18 @@ class ConformalClassifier:
 
     Attributes:
         method: ``lac``, ``aps`` or ``raps``.
-        quantiles: of the calibration scores.
+        quantiles: of the calibration scores of all rows.
         penalty: RAPS: added for each rank beyond ``free_ranks``.
         free_ranks: RAPS: ranks without penalty.
+        classes: class-conditional sets: quantiles of the rows of each class, None where it had none; else
+            empty.
     """
 
     method: Method
     quantiles: Quantiles
     penalty: float = 0.0
     free_ranks: int = 0
+    classes: tuple[Quantiles | None, ...] = ()
 
     @classmethod
     def fit(
@@ -90,6 +99,7 @@ class ConformalClassifier:
         uniforms: ArrayLike | None = None,
         penalty: float = 0.01,
         free_ranks: int = 1,
+        class_conditional: bool = False,
     ) -> ConformalClassifier:
         """Calibrate on rows that neither training nor model selection has seen.
 
@@ -100,6 +110,7 @@ class ConformalClassifier:
             uniforms: [n] in [0, 1], for APS and RAPS (see :func:`row_uniforms`).
             penalty: RAPS; choose it on other rows (:func:`choose_penalty`), or the guarantee is lost.
             free_ranks: RAPS; likewise.
+            class_conditional: whether each class has a threshold of its own.
 
         Raises:
             UsageError: for an unknown method, missing uniforms or arrays that do not fit.
@@ -108,7 +119,27 @@ class ConformalClassifier:
         if method != "raps":
             penalty, free_ranks = 0.0, 0
         scores = class_scores(values, method, uniforms, penalty=penalty, free_ranks=free_ranks)
-        return cls(method, Quantiles.of(scores[np.arange(len(truth)), truth]), penalty, free_ranks)
+        own = scores[np.arange(len(truth)), truth]
+        classes: tuple[Quantiles | None, ...] = ()
+        if class_conditional:
+            parts = [own[truth == k] for k in range(values.shape[1])]
+            classes = tuple(Quantiles.of(part) if len(part) else None for part in parts)
+        return cls(method, Quantiles.of(own), penalty, free_ranks, classes)
+
+    def thresholds(self, coverage: int) -> Float:
+        """Up to which score a class belongs to a set: [C], or [1] for all classes; infinite where always.
+
+        Raises:
+            UsageError: for a coverage out of range.
+        """
+        check_coverage(coverage)
+        if not self.classes:
+            return np.array([self.quantiles.at(coverage)])
+        return np.array([np.inf if q is None else q.at(coverage) for q in self.classes])
+
+    def supports(self, coverage: int) -> bool:
+        """Whether sets at this coverage say anything: some class may be left out."""
+        return bool(np.isfinite(self.thresholds(coverage)).any())
 
     def sets(self, probabilities: ArrayLike, coverage: int, uniforms: ArrayLike | None = None) -> Bool:
         """Which classes each row's set holds.
@@ -119,7 +150,7 @@ class ConformalClassifier:
             uniforms: [B], for APS and RAPS.
 
         Returns:
-            [B, C]. A row may be all False (see the module's text); all True when ``note`` says why.
+            [B, C]. A row may be all False (see the module's text); all True where :meth:`supports` is False.
 
         Raises:
             UsageError: for a coverage out of range, missing uniforms or arrays that do not fit.
@@ -131,11 +162,24 @@ class ConformalClassifier:
             penalty=self.penalty,
             free_ranks=self.free_ranks,
         )
-        return scores <= self.quantiles.at(check_coverage(coverage))
+        return scores <= self.thresholds(coverage)
+
+    def few(self, coverage: int) -> str | None:
+        """What the number of calibration rows means for this coverage; None if they were many."""
+        return few_rows_note(self.quantiles.count, coverage)
 
     def note(self, coverage: int) -> str | None:
-        """Why sets at this coverage hold every class; None if they need not."""
-        return self.quantiles.note(coverage)
+        """Why there are no sets at this coverage, or which classes stand in all; None if neither is so."""
+        few = [k for k, limit in enumerate(self.thresholds(coverage)) if np.isinf(limit)]
+        if not self.classes or not few:
+            return self.quantiles.note(coverage)
+        rows = [0 if q is None else q.count for q in self.classes]
+        told = ", ".join(f"{k} ({rows[k]})" for k in few[:5]) + (", ..." if len(few) > 5 else "")
+        verdict = "so there are no sets" if len(few) == len(rows) else "so they stand in every set"
+        return (
+            f"{len(few)} of {len(rows)} classes have too few calibration rows for a coverage of "
+            f"{coverage / WHOLE:g}, {verdict}: {told}, where it takes {least_rows(coverage)} of each class"
+        )
 
 
 def class_scores(

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Float, as_float
-from dropserve.uncertainty.quantiles import Quantiles, check_coverage
+from dropserve.uncertainty.quantiles import Quantiles, check_coverage, few_rows_note
 
 IntervalMethod = Literal["absolute", "scaled", "cqr"]
 INTERVAL_METHODS: tuple[IntervalMethod, ...] = ("absolute", "scaled", "cqr")
@@ -94,8 +94,16 @@ class ConformalRegressor:
         middle = a + (b - a) / 2
         return np.where(low > high, middle, low), np.where(low > high, middle, high)
 
+    def supports(self, coverage: int) -> bool:
+        """Whether intervals at this coverage are finite."""
+        return self.quantiles[0].supports(coverage)
+
+    def few(self, coverage: int) -> str | None:
+        """What the number of calibration rows means for this coverage; None if they were many."""
+        return few_rows_note(self.quantiles[0].count, coverage)
+
     def note(self, coverage: int) -> str | None:
-        """Why intervals at this coverage are infinite; None if they are not."""
+        """Why there are no finite intervals at this coverage; None if there are."""
         return self.quantiles[0].note(coverage)
 
 

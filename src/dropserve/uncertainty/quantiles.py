@@ -66,6 +66,11 @@ def rank(count: int, coverage: int) -> int:
     return -(-(count + 1) * check_coverage(coverage) // WHOLE)
 
 
+def least_rows(coverage: int) -> int:
+    """How many calibration rows it takes for a finite score at a coverage in parts per thousand."""
+    return -(-check_coverage(coverage) // (WHOLE - coverage))
+
+
 @dataclass(frozen=True)
 class Quantiles:
     """Order statistics of n calibration scores.
@@ -126,15 +131,34 @@ class Quantiles:
         """The highest coverage in parts per thousand with a finite score; 0 if there is none."""
         return min(WHOLE * self.count // (self.count + 1), WHOLE - 1)
 
+    def supports(self, coverage: int) -> bool:
+        """Whether the score at this coverage is finite."""
+        return rank(self.count, coverage) <= self.count
+
     def note(self, coverage: int) -> str | None:
         """Why the score is infinite, in words; None if it is not."""
-        if rank(self.count, coverage) <= self.count:
+        if self.supports(coverage):
             return None
         return (
-            f"{self.count} calibration rows guarantee a coverage of at most {self.largest_coverage} parts "
-            f"per thousand; for {coverage} everything is included. Ask for less, or calibrate on at least "
-            f"{-(-coverage // (WHOLE - coverage))} rows."
+            f"{self.count} calibration rows support a coverage of at most {self.largest_coverage / WHOLE:g}, "
+            f"not {coverage / WHOLE:g}; ask for less, or calibrate on at least {least_rows(coverage)} rows"
         )
+
+
+FEW = 200
+"""From fewer rows, how often sets and intervals hold the truth depends on the rows; every answer says so."""
+
+
+def few_rows_note(count: int, coverage: int) -> str | None:
+    """How far the coverage may be from the one asked for with n calibration rows; None if not far."""
+    if count >= FEW or rank(count, coverage) > count:
+        return None
+    mean, deviation = coverage_theory(count, coverage)
+    low, high = max(mean - 2 * deviation, 0), min(mean + 2 * deviation, 1)
+    return (
+        f"calibrated on {count} rows: asked for {coverage / WHOLE:g}, sets and intervals hold the truth for "
+        f"{low:.0%} to {high:.0%} of new rows, by the luck of those rows"
+    )
 
 
 def coverage_theory(calibration: int, coverage: int, test: int | None = None) -> tuple[float, float]:

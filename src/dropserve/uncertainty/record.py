@@ -55,6 +55,13 @@ class Calibration:
     after: Scores | None = None
     format: Literal[1] = FORMAT
 
+    def notes(self) -> tuple[str, ...]:
+        """What the number of rows meant for the temperature or the deviations, in words."""
+        if self.temperature is not None:
+            note = self.temperature.note(self.rows)
+            return () if note is None else (note,)
+        return () if self.scaling is None else tuple(self.scaling.notes(self.rows))
+
     def to_json(self) -> dict[str, JsonValue]:
         """As it stands in the manifest: a few kilobytes, at most about 11 for each target."""
         return cast("dict[str, JsonValue]", to_json(self))
