@@ -142,11 +142,32 @@ def test_a_version_without_calibration_says_so(mlp_version: Version) -> None:
     assert "without held-out rows" in document["calibration"]["reason"]
 
 
-def test_a_coverage_beyond_the_calibration_rows_gives_all_classes_and_a_note(version: Version) -> None:
+def test_a_coverage_beyond_the_calibration_rows_is_refused_with_a_note(version: Version) -> None:
     document = ask(version, rows(2), mc_coverage=999)
-    for prediction in document["predictions"]:
-        assert set(prediction["calibrated"]["prediction_set"]) == set(LABELS)
-    assert "400 calibration rows" in document["calibration"]["notes"][0]
+    assert [p["calibrated"]["prediction_set"] for p in document["predictions"]] == [None, None]
+    assert document["predictions"][0]["calibrated"]["probabilities"], "the rest of the answer is there"
+    (note,) = document["calibration"]["notes"]
+    assert note == (
+        "400 calibration rows support a coverage of at most 0.997, not 0.999; ask for less, or calibrate on "
+        "at least 999 rows"
+    )
+    answer = read_answer(document)
+    assert (predict._guaranteed(answer[0], answer) or "").startswith("[bold]any class[/]")
+
+
+def test_in_v2_the_tensor_is_left_out_and_the_note_is_a_parameter(version: Version) -> None:
+    codec = Codec(version.manifest, monte_carlo=True)
+    for coverage, there in ((900, True), (999, False)):
+        document = {
+            "inputs": [{"name": "input", "shape": [1, 6], "datatype": "FP32", "data": rows(1)[0].tolist()}],
+            "parameters": {"mc_coverage": coverage},
+        }
+        call = codec.decode(json.dumps(document).encode())
+        (answer,) = Predictor(version).answer([call.query])
+        assert not isinstance(answer, Exception), answer
+        found = json.loads(call.encode(answer).body)
+        assert ("prediction_set" in {output["name"] for output in found["outputs"]}) == there
+        assert ("calibration_notes" in found["parameters"]) != there
 
 
 @pytest.mark.parametrize(
@@ -229,8 +250,7 @@ def test_a_regressor_gets_deviations_and_an_interval(
     answer = read_answer(ask(version, rows(1), mc_coverage=800))
     assert predict._guaranteed(answer[0], answer)[0].startswith("80% prediction interval: [bold]")
     everything = ask(version, rows(1), mc_coverage=999)
-    ends = everything["predictions"][0]["calibrated"]["interval"]
-    assert ends == ([None, None] if targets == 1 else [[None, None], [None, None]])
+    assert everything["predictions"][0]["calibrated"]["interval"] is None
     assert everything["calibration"]["notes"]
     unbounded = read_answer(everything)
     assert predict._guaranteed(unbounded[0], unbounded) == ["99.9% prediction interval: unbounded"]

@@ -84,6 +84,27 @@ def test_a_regressors_answers_are_calibrated_and_covered(method):
     assert np.all(found.epistemic < found.total * 1.5)
 
 
+def test_few_rows_and_a_coverage_beyond_them_are_said():
+    logits, labels, inputs = classes(45)
+    found = answer(
+        calibrate_classifier(logits, labels, inputs, settings=SETTINGS, sites=SITES), logits, inputs
+    )
+    assert found.sets(900) is not None
+    assert "temperature was shrunk from" in found.notes(900)[0]
+    assert "calibrated on 45 rows: asked for 0.9" in found.notes(900)[1]
+    assert found.sets(990) is None
+    assert found.notes(990)[1] == (
+        "45 calibration rows support a coverage of at most 0.978, not 0.99; ask for less, or calibrate on "
+        "at least 99 rows"
+    )
+    samples, y = numbers(45)
+    values = calibrated_values(
+        stored(calibrate_regressor(samples, y, settings=SETTINGS, sites=SITES)), samples, block=10
+    )
+    assert values.intervals(990) is None
+    assert any("support a coverage of at most 0.978" in note for note in values.notes(990))
+
+
 def test_a_calibration_of_the_other_task_is_refused():
     logits, labels, inputs = classes(50)
     samples, y = numbers(50)

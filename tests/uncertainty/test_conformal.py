@@ -138,7 +138,49 @@ def test_too_few_rows_give_every_class_and_say_so():
     fitted = ConformalClassifier.fit(*calibration[:2])
     assert fitted.note(900) is None
     assert fitted.sets(draw(5)[0], 950).all()
+    assert (fitted.supports(900), fitted.supports(950)) == (True, False)
     assert "at least 19 rows" in fitted.note(950)
+
+
+@pytest.mark.filterwarnings("ignore:WARNING. your conformalization dataset has less labels")
+def test_class_conditional_sets_are_those_of_each_class_alone():
+    """The oracle is MAPIE, calibrated on the rows of one class: its decision on that class alone counts."""
+    calibration, test = draw(900, 1), draw(300, 2)
+    mine = ConformalClassifier.fit(*calibration[:2], class_conditional=True).sets(test[0], 900)
+    for k in range(CLASSES):
+        own = calibration[1] == k
+        _, expected = mapie_sets("lac", [calibration[0][own], calibration[1][own]], test, levels=(0.9,))
+        assert np.array_equal(mine[:, k], expected[:, k, 0])
+
+
+def test_class_conditional_coverage_holds_for_each_class_where_marginal_coverage_does_not():
+    calibration, test = draw(6000, 1), draw(6000, 2)
+    denied = np.array([0.05, 1, 1, 1, 1, 1])  # the model all but denies class 0
+    (p, y, _), (new, truth, _) = calibration, test
+    p, new = ((each * denied) / (each * denied).sum(1, keepdims=True) for each in (p, new))
+    hits = {}
+    for conditional in (False, True):
+        sets = ConformalClassifier.fit(p, y, class_conditional=conditional).sets(new, 900)
+        hits[conditional] = [sets[truth == k, k].mean() for k in range(CLASSES)]
+    assert hits[False][0] < 0.8
+    assert np.allclose(hits[True], 0.9, atol=0.04)
+
+
+def test_classes_with_too_few_rows_stand_in_every_set_and_are_named():
+    p, y, u = draw(400, 1)
+    kept = (y != 2) & ((y != 4) | (np.cumsum(y == 4) <= 5))
+    for method in METHODS:
+        fitted = ConformalClassifier.fit(
+            p[kept], y[kept], method=method, uniforms=u[kept], class_conditional=True
+        )
+        sets = fitted.sets(p, 900, u)
+        assert sets[:, [2, 4]].all()
+        assert not sets.all(0)[[0, 1, 3, 5]].any()
+        assert fitted.supports(900)
+        assert "2 of 6 classes" in fitted.note(900)
+        assert "2 (0), 4 (5), where it takes 9 of each class" in fitted.note(900)
+        assert not fitted.supports(999)
+        assert "so there are no sets" in fitted.note(999)
 
 
 def test_a_classifier_better_than_the_coverage_asked_is_sometimes_silent():

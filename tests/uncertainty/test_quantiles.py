@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dropserve.errors import UsageError
-from dropserve.uncertainty.quantiles import Quantiles, coverage_theory, pack, rank, unpack
+from dropserve.uncertainty.quantiles import (
+    Quantiles,
+    coverage_theory,
+    few_rows_note,
+    pack,
+    rank,
+    unpack,
+)
 
 
 @given(count=st.integers(1, 3000), coverage=st.integers(1, 999))
@@ -39,6 +46,16 @@ def test_too_few_rows_are_said_with_the_number_that_would_do():
     assert Quantiles.of(np.arange(19.0)).note(950) is None
     assert Quantiles.of(np.arange(18.0)).note(950) is not None
     assert Quantiles.of([1.0]).largest_coverage == 500
+
+
+def test_few_rows_are_said_with_the_range_of_the_coverage():
+    note = few_rows_note(45, 900)
+    assert note.startswith("calibrated on 45 rows: asked for 0.9, sets and intervals hold the truth for ")
+    low, high = (int(word.rstrip("%")) / 100 for word in note.split() if "%" in word)
+    inside = stats.beta(42, 4).cdf(high) - stats.beta(42, 4).cdf(low)
+    assert inside == pytest.approx(0.95, abs=0.03)
+    assert few_rows_note(200, 900) is None
+    assert few_rows_note(5, 900) is None  # refused, which is said elsewhere
 
 
 @given(st.lists(st.floats(allow_nan=False, width=64), max_size=20))

@@ -69,6 +69,48 @@ def test_records_from_before_scores_were_kept_are_read():
     assert Calibration.from_json(content) == dataclasses.replace(record, before=None, after=None)
 
 
+OLD = {
+    "assumes": {"samples": 50, "scheme": "balanced", "rates": {"drop": 0.3}},
+    "rows": 3,
+    "temperature": {"value": 0.02, "nll_before": 0.05, "nll_after": 0.01, "end": "low"},
+    "sets": {
+        "method": "lac",
+        "quantiles": {"count": 3, "values": [0.1, 0.2, 0.3]},
+        "penalty": 0.0,
+        "free_ranks": 0,
+    },
+    "ood": {"score": "predictive_entropy", "threshold": None, "false_alarms": 50, "rows": 3},
+    "precision": [],
+    "scaling": None,
+    "intervals": None,
+    "band": None,
+    "before": None,
+    "after": None,
+    "format": 1,
+}
+
+
+def test_a_record_from_before_shrinkage_and_class_conditional_sets_is_read():
+    found = Calibration.from_json(OLD)
+    assert found.temperature == Temperature(0.02, 0.05, 0.01, "low")
+    assert found.sets.classes == ()
+    assert found.sets.sets([[0.85, 0.15]], 500).tolist() == [[True, False]]
+    assert "export the model again" in found.notes()[0]
+    scaling = {"factors": [2.0]}
+    old = OLD | {"temperature": None, "sets": None, "ood": None, "scaling": scaling}
+    assert Calibration.from_json(old).scaling == VarianceScaling((2.0,))
+
+
+def test_class_conditional_sets_come_back_exactly():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet(np.ones(4), 50), rng.integers(0, 3, 50)
+    record = dataclasses.replace(
+        classifier(30)[0], sets=ConformalClassifier.fit(p, y, class_conditional=True)
+    )
+    assert record.sets.classes[3] is None
+    assert Calibration.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+
+
 def test_it_stands_in_a_version_manifest():
     from dropserve.manifest import VersionManifest
 

@@ -176,6 +176,7 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
             settings=settings,
             sites=sites,
             method=choices.sets,
+            class_conditional=choices.class_conditional,
             score=choices.ood_score,
             false_alarms=choices.false_alarms,
             nearest=held.nearest,
@@ -191,19 +192,25 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
 def _classifier_line(record: Calibration) -> str:
     found, before, after = record.temperature, record.before, record.after
     assert found is not None  # noqa: S101  # for the type checker
-    line = f"temperature {found.value:.3f}, likelihood loss {found.nll_before:.4f} -> {found.nll_after:.4f}"
+    line = f"temperature {found.value:.3f}"
     if before is not None and after is not None:
         line += (
-            f", calibration error {before.ece:.4f} -> {after.ece:.4f} (bins of equal mass: "
-            f"{before.ece_mass:.4f} -> {after.ece_mass:.4f})"
+            f"; cross-validated: likelihood loss {before.nll:.4f} -> {after.nll:.4f}, calibration error "
+            f"{before.ece:.4f} -> {after.ece:.4f} (bins of equal mass: {before.ece_mass:.4f} -> "
+            f"{after.ece_mass:.4f})"
         )
-    return f"{line} (the {found.end} end of the range searched)" if found.end else line
+    return _noted(line, record)
 
 
 def _regressor_line(record: Calibration) -> str:
-    if not record.precision and record.scaling is not None:
-        return f"deviations times {record.scaling.factors[0]:.3f}, noise by row"
-    noise = ", ".join(f"{p.variance**0.5:.4g}" for p in record.precision)
-    ends = [p.end for p in record.precision if p.end]
-    line = f"standard deviation of the noise {noise}"
-    return f"{line} (tau at the {ends[0]} end of the range searched)" if ends else line
+    assert record.scaling is not None  # noqa: S101  # for the type checker
+    line = f"deviations times {', '.join(f'{factor:.3f}' for factor in record.scaling.factors)}, noise by row"
+    if record.precision:
+        noise = ", ".join(f"{p.variance**0.5:.4g}" for p in record.precision)
+        line = f"standard deviation of the noise {noise}"
+    return _noted(line, record)
+
+
+def _noted(line: str, record: Calibration) -> str:
+    """The line, and what so few rows mean for it."""
+    return "; ".join([line, *record.notes()])

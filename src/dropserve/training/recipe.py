@@ -327,6 +327,8 @@ class UncertaintyTable(_Table):
 
     Attributes:
         sets: score of a classifier's prediction sets.
+        class_conditional: whether its sets hold the truth as often for the rows of each class; a class with
+            few calibration rows is then in every set.
         intervals: method of a regressor's intervals.
         ood_score: by which a classifier tells unlike rows; ``nearest`` keeps some training rows in the run.
         false_alarms: share of usual rows that may be flagged as unlike; kept in thousandths.
@@ -335,6 +337,7 @@ class UncertaintyTable(_Table):
     sets: Annotated[Literal["lac", "aps", "raps"], Field(description="classification: lac, aps or raps")] = (
         "lac"
     )
+    class_conditional: bool = Field(False, description="classification: true or false")
     intervals: Annotated[
         Literal["absolute", "scaled", "cqr"], Field(description="regression: absolute, scaled or cqr")
     ] = "scaled"

@@ -153,13 +153,12 @@ def shrinkage_note(what: str, value: float, likeliest: float | None, rows: int) 
         likeliest: what maximum likelihood alone said; None where it was not kept.
         rows: that it rests on.
     """
-    least = _STEP / 5 if rows < FEW else _STEP
-    if likeliest is None or abs(np.log(value / likeliest)) < least:
-        return f"calibrated on {rows} rows, which fix {what} only roughly" if rows < FEW else None
-    if value != 1:
-        return f"calibrated on {rows} rows: {what} was shrunk from {likeliest:.3g} to {value:.3g} towards 1"
     if rows >= FEW:
         return None
+    if likeliest is None or abs(np.log(value / likeliest)) < _STEP / 5:
+        return f"calibrated on {rows} rows, which fix {what} only roughly"
+    if value != 1:
+        return f"calibrated on {rows} rows: {what} was shrunk from {likeliest:.3g} to {value:.3g} towards 1"
     return (
         f"calibrated on {rows} rows: too few to show that {what} should be other than 1 "
         f"(the likeliest is {likeliest:.3g}), so it is 1"

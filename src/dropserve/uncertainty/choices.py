@@ -20,12 +20,14 @@ class Choices:
 
     Attributes:
         sets: score of the prediction sets.
+        class_conditional: whether each class has a threshold of its own.
         intervals: method of the intervals.
         ood_score: by which rows are told from those of training.
         false_alarms: parts per thousand of usual rows that may be flagged.
     """
 
     sets: Method = "lac"
+    class_conditional: bool = False
     intervals: IntervalMethod = "scaled"
     ood_score: ScoreName = "predictive_entropy"
     false_alarms: int = 50

@@ -31,6 +31,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     settings: Settings,
     sites: Sequence[Site],
     method: Method = "lac",
+    class_conditional: bool = False,
     score: str = "predictive_entropy",
     false_alarms: int = 50,
     nearest: ArrayLike | None = None,
@@ -48,6 +49,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         settings: how the samples were made.
         sites: the dropout sites.
         method: of the prediction sets.
+        class_conditional: whether their guarantee shall hold for the rows of each class.
         score: of the out-of-distribution threshold.
         false_alarms: parts per thousand.
         nearest: [B], for the score of that name.
@@ -66,7 +68,13 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         assumes=Assumptions.of(settings, sites),
         rows=values.shape[1],
         temperature=Temperature.fit(statistics.mean, labels),
-        sets=ConformalClassifier.fit(statistics.mean, labels, method=method, uniforms=uniforms),
+        sets=ConformalClassifier.fit(
+            statistics.mean,
+            labels,
+            method=method,
+            uniforms=uniforms,
+            class_conditional=class_conditional,
+        ),
         ood=OodThreshold.fit(
             ood_score(score, statistics, values, nearest), score=score, false_alarms=false_alarms
         ),
