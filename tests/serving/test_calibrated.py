@@ -152,7 +152,7 @@ def test_a_coverage_beyond_the_calibration_rows_is_refused_with_a_note(version: 
         "at least 999 rows"
     )
     answer = read_answer(document)
-    assert (predict._guaranteed(answer[0], answer) or "").startswith("[bold]any class[/]")
+    assert predict._guaranteed(answer[0], answer)[0] == "99.9% prediction set: none, too few calibration rows"
 
 
 def test_in_v2_the_tensor_is_left_out_and_the_note_is_a_parameter(version: Version) -> None:
@@ -253,7 +253,9 @@ def test_a_regressor_gets_deviations_and_an_interval(
     assert everything["predictions"][0]["calibrated"]["interval"] is None
     assert everything["calibration"]["notes"]
     unbounded = read_answer(everything)
-    assert predict._guaranteed(unbounded[0], unbounded) == ["99.9% prediction interval: unbounded"]
+    assert predict._guaranteed(unbounded[0], unbounded) == [
+        "99.9% prediction interval: none, too few calibration rows"
+    ]
     assert "calibration rows" in predict._notes(unbounded)[0]
 
 
