@@ -198,6 +198,12 @@ def test_a_column_that_nobody_asked_for_and_that_tells_too_much(
         assert asked.columns == (header, "b")
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_column_of_numbers_that_equals_the_target(tmp_path: Path, task: str) -> None:
+    text = "a,b,y\n" + "".join(f"{n % 2}.0,{n * n},{n % 2}\n" for n in range(ROWS))
+    assert "column 'a' equals the target in every row" in refused(tmp_path, text, task=task)
+
+
 @pytest.mark.parametrize(
     ("labels", "alike"),
     [

@@ -125,9 +125,12 @@ def check_unasked(
     names: list[str] = []
     lines: list[str] = []
     rows = np.arange(len(target))
+    values_of_target = [number(each) if isinstance(each, str) else each for each in target]  # class "1" is 1
     for place, (name, values) in enumerate(columns.items()):
         whole: Sequence[Any] = texts[name] if name in texts else values.tolist()
-        is_target = len(rows) >= _ENOUGH and list(whole) == list(target)
+        is_target = len(rows) >= _ENOUGH and list(whole) == (
+            list(target) if name in texts else values_of_target
+        )  # fmt: skip
         counts = name not in texts and len(rows) >= _ENOUGH and (
             np.array_equal(values, rows) or np.array_equal(values, rows + 1)
         )  # fmt: skip
