@@ -175,6 +175,8 @@ class RayMetrics:
         """Add what was done since the last time."""
         for (name, *labels), value in self._collector.drain().items():
             self._add(name, value, *labels)
+        for (name, *labels), value in self._sums.items():  # a gauge that is not set is told no more
+            self._metrics[name].set(value, tags=dict(zip(_LABELS[name], labels, strict=True)))
         for each in self._endpoints:
             name, version = each.endpoint.name, str(each.endpoint.version)
             self._metrics[_WAITING].set(each.stats.waiting, tags={"endpoint": name, "version": version})
@@ -182,14 +184,10 @@ class RayMetrics:
             self._told[name] = each.stats.restarts
 
     def _add(self, name: str, value: float, *labels: str) -> None:
-        if value <= 0:
-            return
-        metric, tags = self._metrics[name], dict(zip(_LABELS[name], labels, strict=True))
-        if name.endswith("_total"):
-            metric.inc(value, tags=tags)
-        else:
+        if not name.endswith("_total"):
             self._sums[name, *labels] += value
-            metric.set(self._sums[name, *labels], tags=tags)
+        elif value > 0:
+            self._metrics[name].inc(value, tags=dict(zip(_LABELS[name], labels, strict=True)))
 
 
 async def _wait_loaded(endpoint: ModelEndpoint) -> None:
