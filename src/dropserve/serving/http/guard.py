@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT_S = 30.0  # seconds from the first byte, or from the connection, to the end of a head
 _HALF_CLOSED_S = 1.0  # seconds that a caller who sends no more is taken to wait for its answer
+_READ_S = 0.05  # seconds in which the application reads what has come
 _HEAD = 65_536  # bytes of a head
 _UNREAD = 131_072  # bytes of a request that bring the application nothing: trailers, extensions of chunks
 _KEY = "dropserve.connection"
@@ -53,7 +54,8 @@ class GuardedConnection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         made: Any = AutoHTTPProtocol
-        self._inner: asyncio.Protocol = made(config, server_state, {**app_state, _KEY: self}, _loop)
+        self._state = {**app_state, _KEY: self}
+        self._inner: asyncio.Protocol = made(config, server_state, self._state, _loop)
         self._loop = _loop or asyncio.get_event_loop()
         self._transport: asyncio.Transport | None = None
         self._clock: asyncio.TimerHandle | None = None
@@ -137,13 +139,20 @@ class GuardedConnection(asyncio.Protocol):
         tls = self._transport is not None and self._transport.get_extra_info("sslcontext") is not None
         self._half_closed = (self._busy or self._unread > 0) and not tls
         if self._half_closed and self._transport is not None:
+            self._loop.call_later(_READ_S, self._close_unless_whole)
             self._loop.call_later(_HALF_CLOSED_S, self._transport.close)
         return self._half_closed or None
+
+    def _close_unless_whole(self) -> None:
+        """What the application has not read by now will never be whole."""
+        if not (self._busy and self._whole) and self._transport is not None:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         self._stop_clock()
         self.newcomers.discard(self)
+        self._state.clear()  # or the two would hold each other, until the collector comes
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
