@@ -57,7 +57,7 @@ def read(html: str) -> Strict:
 
 
 def absences(evidence: Evidence) -> dict[str, str]:
-    return {s.id: s.absent for s in compose(evidence).sections if s.absent}
+    return {s.id: s.absent for s in compose(evidence).sections if s.absent and s.id != "tested"}
 
 
 def variants(make: Make, class_rows: Rows, value_rows: Rows) -> dict[str, Evidence]:

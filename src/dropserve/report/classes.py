@@ -54,13 +54,14 @@ def reliability_section(a: ClassAnswers, why_not: str) -> Section:
     else:
         words.append(f"The answers are {why_not}.")
     name = "Before calibration" if a.samples else "Plain answers"
-    blocks: list[Plot | Table] = [table, _diagram(name, a.mean, a.labels)]
+    blocks: list[Plot | Table] = [table, diagram(name, a.mean, a.labels)]
     if a.calibrated is not None:
-        blocks.append(_diagram("After calibration", a.calibrated, a.labels))
+        blocks.append(diagram("After calibration", a.calibrated, a.labels))
     return Section("reliability", "Can its probabilities be believed?", tuple(words), tuple(blocks))
 
 
-def _diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
+def diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
+    """A reliability diagram with its intervals."""
     confidence = np.minimum(probabilities.max(axis=1), 1.0)
     found = reliability(confidence, probabilities.argmax(axis=1) == labels, bins=BINS)
     low, high = wilson(found.accuracy, found.count)

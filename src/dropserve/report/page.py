@@ -11,7 +11,7 @@ from dropserve.errors import DropserveError, MissingExtraError
 from dropserve.uncertainty.metrics import ece
 from dropserve.uncertainty.scores import BINS
 
-from . import about, classes, examples, learning, precision, proof, sets, values
+from . import about, classes, examples, learning, precision, proof, sets, tested, values
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
 from .content import Fact, Page, Section
 from .evidence import Evidence, HeldOut
@@ -58,6 +58,7 @@ def compose(evidence: Evidence) -> Page:
         about.describe(evidence),
         learning.curves(evidence),
         learning.overfitting(evidence),
+        tested.answers_to_test_rows(evidence),
         proof.checks(evidence),
         proof.parity(evidence),
         *precision.cost(evidence),

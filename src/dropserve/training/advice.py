@@ -111,7 +111,12 @@ def _rates(watched: Watched) -> Iterable[Advice]:
             why = f"p = {place.p:g} drops more than half of the units: slow to learn, and prone to underfit"
         else:
             why = "p = 1 drops everything"
-        yield Advice("rate", str(place), why, f"choose p from {LOWEST:g} to {HIGHEST:g}")
+        yield Advice(
+            "rate",
+            str(place),
+            why,
+            f"rule of thumb: p from {LOWEST:g} to {HIGHEST:g}; a rate that tune measured goes first",
+        )
     if usual:  # said once, however many layers there are
         rates = ", ".join(f"{p:g}" for p in sorted({place.p for place in usual.values()}))
         where = next(iter(usual)) + (f" and {len(usual) - 1} more" if len(usual) > 1 else "")

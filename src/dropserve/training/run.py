@@ -22,7 +22,7 @@ from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.crew import crew
 from dropserve.training.curve import write_curve_csv, write_curve_png
 from dropserve.training.data import INPUT, Dataset, load_dataset
-from dropserve.training.evaluate import evaluate
+from dropserve.training.evaluate import evaluate, predict
 from dropserve.training.fit import Fitted, fit
 from dropserve.training.hardware import Hardware, choose_hardware
 from dropserve.training.images import image_record
@@ -34,6 +34,7 @@ from dropserve.training.run_folder import (
     CALIBRATION,
     RECIPE,
     REFERENCE,
+    TEST,
     VALIDATION,
     plain,
     write_instances,
@@ -43,6 +44,7 @@ from dropserve.training.run_folder import (
 )
 from dropserve.training.seeding import seeded
 
+_TESTED = 5000  # test rows whose answers the report shows
 _REFERENCES = 5000  # training rows that requests are compared with
 
 
@@ -199,6 +201,9 @@ def train(
             if len(rows):
                 held_out = {INPUT: table.features[rows], "target": table.target[rows]}
                 np.savez(folder / file, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
+        shown = np.sort(np.random.default_rng(0).permutation(split.test)[:_TESTED])
+        answers = predict(served, table.features[shown])
+        np.savez(folder / TEST, output=answers, target=table.target[shown])
         columns = dataset.preprocessing.columns.get(INPUT, ())
         first = plain(table.features[split.validation[:1]])
         write_instances(folder, [request_row(row, columns) for row in first])

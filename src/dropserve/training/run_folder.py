@@ -19,6 +19,7 @@ from dropserve.model import WEIGHTS, ModelClass, non_finite, parameter_names
 EXAMPLE = "example.json"
 RECIPE = "recipe.json"
 VALIDATION, CALIBRATION, REFERENCE = "validation.npz", "calibration.npz", "reference.npz"
+TEST = "test.npz"  # what the model answered to test rows, and what is true
 
 
 def write_weights(folder: Path, model: nn.Module) -> None:
