@@ -8,15 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from dropserve.dropout.statistics import softmax
-from dropserve.report.classes import wilson
 from dropserve.report.content import Gallery, Page, Plot, Section, Table
 from dropserve.report.evidence import Evidence, HeldOut
 from dropserve.report.page import compose
+from dropserve.report.words import interval
+from dropserve.uncertainty.calibration import PRIOR
 from dropserve.uncertainty.folds import folds
 
 Make = Callable[..., Evidence]
@@ -65,17 +69,25 @@ def test_scores_before_calibration_are_those_of_scikit_learn(make: Make, class_r
             assert float(cell) == pytest.approx(calibration_error(p, held.target, strategy), abs=6e-5)
 
 
+def shrunk_temperature(p: np.ndarray, labels: np.ndarray) -> float:
+    """The mode of the posterior, by scipy: Student's t prior, and one more row that is wrong."""
+    logs, expected_errors = np.log(p), p * (np.arange(p.shape[1]) != p.argmax(axis=1)[:, None])
+
+    def minus_log_posterior(at: float) -> float:
+        each = log_softmax(logs / np.exp(at), axis=1)
+        seen = each[np.arange(len(labels)), labels].sum()
+        unseen = (expected_errors / expected_errors.sum() * each).sum()
+        return -float(seen + unseen + student.logpdf(at, df=3, scale=PRIOR))
+
+    return float(np.exp(minimize_scalar(minus_log_posterior, (-1.0, 0.0)).x))
+
+
 def test_calibration_is_judged_on_rows_it_did_not_see(make: Make, class_rows: Rows) -> None:
     held = class_rows()
     mean = softmax(held.samples).mean(axis=0)
     expected = np.empty_like(mean)
-    grid = np.exp(np.linspace(np.log(0.02), np.log(50), 20001))
     for others, own in folds(held.rows):
-        logs = np.log(mean[others])
-        losses = [metrics.log_loss(held.target[others], softmax(logs / t)) for t in grid[::40]]
-        best = np.argmin(losses) * 40
-        near = grid[max(best - 40, 0) : best + 41]
-        t = min(near, key=lambda t: metrics.log_loss(held.target[others], softmax(logs / t)))
+        t = shrunk_temperature(mean[others], held.target[others])
         expected[own] = softmax(np.log(mean[own]) / t)
     got = table(section(compose(make(held)), "reliability"), "answers")
     after = float(got["Monte Carlo, 50 samples, after calibration"][3])
@@ -123,10 +135,10 @@ def test_sets_are_those_of_the_quantile_of_the_other_rows(make: Make, class_rows
     )
 
 
-def test_wilson_intervals_are_those_of_scipy() -> None:
+def test_intervals_of_many_shares_are_those_of_scipy() -> None:
     counts = np.array([1, 5, 40, 40])
     hits = np.array([1, 2, 0, 37])
-    low, high = wilson(hits / counts, counts)
+    low, high = interval(hits, counts)
     for i, (k, n) in enumerate(zip(hits, counts, strict=True)):
         expected = binomtest(int(k), int(n)).proportion_ci(method="wilson")
         assert (low[i], high[i]) == pytest.approx((expected.low, expected.high), abs=1e-7)

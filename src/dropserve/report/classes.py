@@ -12,7 +12,7 @@ from dropserve.uncertainty.scores import BINS, Scores
 from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .svg import Axis, Bars, Line, Points, draw
-from .words import count, percent
+from .words import count, interval, percent
 
 
 def reliability_section(a: ClassAnswers, why_not: str) -> Section:
@@ -64,7 +64,7 @@ def diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
     """A reliability diagram with its intervals."""
     confidence = np.minimum(probabilities.max(axis=1), 1.0)
     found = reliability(confidence, probabilities.argmax(axis=1) == labels, bins=BINS)
-    low, high = wilson(found.accuracy, found.count)
+    low, high = interval(found.accuracy * found.count, found.count)
     drawn = draw(
         f"Reliability diagram, {name.lower()}",
         Axis("stated confidence", 0, 1, percent=True),
@@ -90,14 +90,6 @@ def diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
         f"how far "
         "chance alone may move it (95%).",
     )
-
-
-def wilson(share: Float, count: Whole) -> tuple[Float, Float]:
-    """Ends of the 95% interval of a share of so many (Wilson, 1927)."""
-    z = 1.959964
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
 
 
 def selective_section(a: ClassAnswers) -> Section:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dropserve.uncertainty.checks import Float
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -20,20 +23,23 @@ def count(many: int, thing: str, plural: str = "") -> str:
     return f"{many:,} {thing if many == 1 else plural or thing + 's'}"
 
 
-def interval(hits: float, rows: int) -> tuple[float, float]:
-    """Ends of the 95% interval of a share of so many rows (Wilson, 1927); 0 to 1 for no rows."""
-    if rows <= 0:
-        return 0.0, 1.0
-    z, share = 1.959964, hits / rows
-    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+def interval(hits: ArrayLike, rows: ArrayLike) -> tuple[Float, Float]:
+    """Ends of the 95% intervals of shares of so many rows (Wilson, 1927); 0 to 1 for no rows."""
+    many = np.asarray(rows, np.float64)
+    z, n = 1.959964, np.maximum(many, 1.0)
+    share = np.where(many > 0, np.asarray(hits, np.float64) / n, 0.5)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return (
+        np.where(many > 0, np.maximum(centre - half, 0.0), 0.0),
+        np.where(many > 0, np.minimum(centre + half, 1.0), 1.0),
+    )
 
 
 def between(hits: float, rows: int) -> str:
     """``95% interval 92.1% to 100.0%``."""
     low, high = interval(hits, rows)
-    return f"95% interval {percent(low)} to {percent(high)}"
+    return f"95% interval {percent(float(low))} to {percent(float(high))}"
 
 
 def of_rows(hits: int, rows: int) -> str:
