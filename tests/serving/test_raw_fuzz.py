@@ -68,7 +68,7 @@ def test_ten_thousand_requests_that_are_hardly_http_harm_nobody(asgi_server: Dep
     server, draw = server_process(asgi_server), random.Random(11)
     url = f"{asgi_server.url}/predictions/mlp"
     good = httpx.post(url, json={"instances": [ROW]}).content
-    for _ in range(500):  # what is made once
+    for _ in range(2_500):  # what is made once, and stays
         told(asgi_server.port, altered(draw), half_close=False)
     before = server.memory_info().rss
     statuses: set[bytes] = set()
