@@ -26,7 +26,7 @@ from witness import Question, Witnesses
 from dropserve.dropout.masks import draw
 from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
-from dropserve.serving.engines import engine
+from dropserve.serving.hosts import host_named
 from dropserve.serving.runtime import free_ports
 from dropserve.serving.supervisor import State
 from dropserve.store import Store
@@ -138,7 +138,7 @@ class Server:
 
 
 def _whole(deployment: Deployment) -> bool:
-    host = engine(deployment.engine)
+    host = host_named(deployment.engine)
     with httpx.Client(base_url=f"http://127.0.0.1:{deployment.management_port}") as private:
         return all(host.ready_workers(deployment, e, private) == e.workers for e in deployment.endpoints)
 

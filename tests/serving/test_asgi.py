@@ -23,8 +23,8 @@ from dropserve.errors import ServerError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deployment import Deployment, Options
 from dropserve.serving.http.backends import FAST, EndpointConfig, InProcessBackend
-from dropserve.serving.http.launch import AsgiEngine, read_token
-from dropserve.serving.on_torchserve import TorchServeEngine
+from dropserve.serving.http.launch import AsgiHost, read_token
+from dropserve.serving.on_torchserve import TorchServeHost
 from dropserve.serving.tuning import Properties
 from dropserve.store import Stored
 
@@ -339,13 +339,13 @@ def test_what_is_no_token_is_refused(content: str, tmp_path: Path) -> None:
 def test_torchserve_draws_its_token_itself(tmp_path: Path) -> None:
     options = Options(tmp_path, tmp_path, tmp_path, token_file=tmp_path / "token")
     with pytest.raises(UsageError, match=r"TorchServe draws its token itself.*--engine asgi"):
-        TorchServeEngine().check(Properties({}, ()), options, tls=False)
+        TorchServeHost().check(Properties({}, ()), options, tls=False)
 
 
 def test_a_keystore_is_javas() -> None:
     options = Options(Path("x"), Path("x"), Path("x"))
     with pytest.raises(UsageError, match="certificate_file and private_key_file"):
-        AsgiEngine().check(Properties({"keystore": "x"}, ()), options, tls=True)
+        AsgiHost().check(Properties({"keystore": "x"}, ()), options, tls=True)
 
 
 # --- its own description ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ GUARDED = ("uvicorn", "httptools", "starlette", "ray")
 MAY_REPLACE = SOURCE / "serving" / "wire.py"  # TorchServe's batch reader: pinned, checked, falls back
 LEFT = {
     "Front", "Desk", "Lane", "Inline", "Away", "Linger", "Door", "Books", "Direct", "Figures",
-    "Answering", "Message", "Take",
+    "Answering", "Message", "Take", "Draft", "Launch", "Engine",
 }  # fmt: skip
 
 

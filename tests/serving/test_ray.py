@@ -28,7 +28,7 @@ from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
 from dropserve.serving.ray import launch
 from dropserve.serving.ray.app import build
-from dropserve.serving.ray.launch import DEPLOYMENT, RayEngine, Scaling, read_scaling
+from dropserve.serving.ray.launch import DEPLOYMENT, RayHost, Scaling, read_scaling
 from dropserve.serving.ray.pinned import PinnedVersions
 from dropserve.serving.ray.server import put_aside
 from dropserve.serving.runtime import cores
@@ -249,7 +249,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, old: str, new: str, expected: 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"ray is not installed.*dropserve\[ray\]"):
-        RayEngine()
+        RayHost()
 
 
 def test_the_newest_version_is_found_once(mlp_version: Version) -> None:

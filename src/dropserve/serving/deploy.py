@@ -15,8 +15,7 @@ from typing import Any
 from dropserve.errors import CorruptStoreError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, Options
-from dropserve.serving.engine import Draft, threads_per_worker
-from dropserve.serving.engines import engine as engine_named
+from dropserve.serving.hosts import LaunchContext, host_named, threads_per_worker
 from dropserve.serving.parameters import SUFFIX
 from dropserve.serving.runtime import is_loopback
 from dropserve.serving.tuning import Properties, endpoint_config, read_properties
@@ -44,17 +43,17 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             f"--host {options.host}: clients of other machines need TLS. Set certificate_file and "
             f"private_key_file in {options.properties}, or say --no-tls where something in front encrypts."
         )
-    engine = engine_named(options.engine)
-    engine.check(properties, options, tls=tls)
+    host = host_named(options.engine)
+    host.check(properties, options, tls=tls)
     folder = (run_dir / f"server-{secrets.token_hex(4)}").absolute()
     folder.mkdir(parents=True, mode=0o700)
     try:
         endpoints = [e for version in versions for e in unpack(version, folder, options, properties)]
-        scratch = _scratch(folder, engine.longest_scratch)
+        scratch = _scratch(folder, host.longest_scratch)
         logs = run_dir.absolute() / "logs"
-        launch = engine.launch(Draft(folder, scratch, logs, properties, options, endpoints))
+        launch = host.launch(LaunchContext(folder, scratch, logs, properties, options, endpoints))
         threads = threads_per_worker(sum(endpoint.workers for endpoint in endpoints))
-        ports = engine.private_ports(options.metrics_port)
+        ports = host.private_ports(options.metrics_port)
         deployment = Deployment(
             folder=folder,
             scratch=scratch,
@@ -68,11 +67,11 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             metrics_port=ports.metrics,
             endpoints=tuple(endpoints),
             engine=options.engine,
-            longest_silence=_silence(folder, endpoints) if engine.watched else None,
+            longest_silence=_silence(folder, endpoints) if host.watched else None,
             command=launch.command,
             environment={"OMP_NUM_THREADS": str(threads), **launch.environment},
         )
-        engine.write(deployment, properties, options)
+        host.write(deployment, properties, options)
         (folder / "deployment.json").write_text(deployment.model_dump_json(indent=1), "utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

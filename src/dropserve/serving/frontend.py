@@ -14,7 +14,7 @@ import httpx
 from dropserve.errors import ServerError
 from dropserve.serving.answering import WARM_HEADER
 from dropserve.serving.deployment import MODEL_LOG, Deployment, Endpoint
-from dropserve.serving.engines import engine
+from dropserve.serving.hosts import host_named
 from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.runtime import LOOPBACK, ProcessId
 
@@ -38,7 +38,7 @@ class Frontend:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
-        self._engine = engine(deployment.engine)
+        self._host = host_named(deployment.engine)
         deployment.logs.mkdir(parents=True, exist_ok=True)
         self._log_start = {name: _size(deployment.logs / name) for name in (CONSOLE, MODEL_LOG)}
         with (deployment.logs / CONSOLE).open("ab") as console:
@@ -58,7 +58,7 @@ class Frontend:
     @property
     def title(self) -> str:
         """What it is called in messages."""
-        return self._engine.title
+        return self._host.title
 
     def heard(self) -> bool:
         """Whether it answers a question about its health now."""
@@ -82,9 +82,9 @@ class Frontend:
 
     def end(self, grace: float | None = None) -> None:
         """Ask it to end, then make sure after so many seconds; workers included."""
-        self.id.end(self._engine.grace if grace is None else grace)
+        self.id.end(self._host.grace if grace is None else grace)
         self._process.wait()
-        self._engine.sweep(self.deployment)
+        self._host.sweep(self.deployment)
 
     def wait_ready(self, seconds: float, progress: Progress) -> None:
         """Wait until each worker is READY and each endpoint has answered its example row, warm.
@@ -113,7 +113,7 @@ class Frontend:
     def _ready(self, http: httpx.Client, endpoint: Endpoint) -> int:
         """READY workers; 0 while nothing listens yet."""
         try:
-            return self._engine.ready_workers(self.deployment, endpoint, http)
+            return self._host.ready_workers(self.deployment, endpoint, http)
         except (httpx.HTTPError, OSError, ValueError, LookupError, TypeError):
             return 0
 

@@ -12,7 +12,7 @@ from dropserve.errors import ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deploy import deploy
 from dropserve.serving.deployment import Deployment, Options
-from dropserve.serving.engines import engine
+from dropserve.serving.hosts import host_named
 from dropserve.serving.rehearsal import rehearse
 from dropserve.serving.runtime import ProcessId, check_port
 from dropserve.serving.supervisor import STATE, TOKEN, State, Supervisor, read_state, write_state
@@ -77,7 +77,7 @@ def start(
         _await(run_dir, process, patience, tell)
     except BaseException:
         if process.poll() is None:
-            ProcessId.of(process.pid).end(engine(options.engine).grace + _MORE)
+            ProcessId.of(process.pid).end(host_named(options.engine).grace + _MORE)
             process.wait()
         deployment.remove()
         (run_dir / STATE).unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def stop(run_dir: Path) -> Deployment | None:
     if state is None:
         (run_dir / STATE).unlink(missing_ok=True)  # it may be there and say nothing
         return None
-    host, ran = engine(state.deployment.engine), running(run_dir) is not None
+    host, ran = host_named(state.deployment.engine), running(run_dir) is not None
     state.supervisor.end(host.grace + _MORE)
     if state.frontend is not None:
         state.frontend.end(host.grace)  # where the supervisor was killed, not stopped

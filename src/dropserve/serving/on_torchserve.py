@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dropserve.errors import UsageError
 from dropserve.serving.deployment import Deployment, Endpoint, Options
-from dropserve.serving.engine import Draft, Launch, PrivatePorts
+from dropserve.serving.hosts import LaunchContext, LaunchSpec, PrivatePorts
 from dropserve.serving.runtime import LOOPBACK, bracketed, cores, free_ports, java, torchserve_home
 from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, escape
@@ -20,7 +20,7 @@ _METRICS = "metrics.yaml"
 _TOKEN_MINUTES = 525_600  # TorchServe's hour would lock every client out while it is in use
 
 
-class TorchServeEngine:
+class TorchServeHost:
     """Starts TorchServe on the Java runtime that comes from PyPI.
 
     Raises:
@@ -56,7 +56,7 @@ class TorchServeEngine:
                 "TorchServe checks neither Origin nor Host: --cors and --allowed-host want --engine asgi"
             )
 
-    def launch(self, draft: Draft) -> Launch:
+    def launch(self, draft: LaunchContext) -> LaunchSpec:
         """What the ``torchserve`` script would run, without its pid file in the system's temporary folder."""
         command = (
             str(self._java),
@@ -81,7 +81,7 @@ class TorchServeEngine:
             "TEMP": str(draft.scratch),
             "TMPDIR": str(draft.scratch),
         }
-        return Launch(command, environment)
+        return LaunchSpec(command, environment)
 
     def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:  # noqa: ARG002
         """Write its settings.

@@ -226,7 +226,7 @@ def _alike(queries: Sequence[Query]) -> Iterable[list[int]]:
     first = queries[0]
     if all(query.settings is first.settings and query.tolerance is None for query in queries):
         return [list(range(len(queries)))]  # what nobody has said otherwise is one object
-    together: dict[tuple[Settings | None, int | None], list[int]] = {}
+    together: dict[tuple[Settings | None, float | None], list[int]] = {}
     for index, query in enumerate(queries):
         together.setdefault((query.settings, query.tolerance), []).append(index)
     return together.values()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dropserve.errors import MissingExtraError, UsageError
 from dropserve.serving.deployment import KEYS, Deployment, Endpoint, Options
-from dropserve.serving.engine import Draft, Launch, PrivatePorts
+from dropserve.serving.hosts import LaunchContext, LaunchSpec, PrivatePorts
 from dropserve.serving.runtime import free_ports, is_loopback
 from dropserve.serving.tuning import Properties
 
@@ -84,7 +84,7 @@ class ServerSettings(BaseModel):
         )
 
 
-class AsgiEngine:
+class AsgiHost:
     """Starts ``dropserve.serving.http.server``.
 
     Raises:
@@ -120,10 +120,10 @@ class AsgiEngine:
                 "and private_key_file (PEM)"
             )
 
-    def launch(self, draft: Draft) -> Launch:
+    def launch(self, draft: LaunchContext) -> LaunchSpec:
         """The server's process."""
         file = str(draft.folder / "deployment.json")
-        return Launch((sys.executable, "-P", "-m", "dropserve.serving.http.server", file), {})
+        return LaunchSpec((sys.executable, "-P", "-m", "dropserve.serving.http.server", file), {})
 
     def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:
         """Write settings and, where requests need one, the token.

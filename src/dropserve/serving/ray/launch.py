@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dropserve.errors import MissingExtraError, UsageError
 from dropserve.project import packaged_stages
 from dropserve.serving.deployment import Deployment, Options
-from dropserve.serving.engine import Draft, Launch, threads_per_worker
-from dropserve.serving.http.launch import AsgiEngine
+from dropserve.serving.hosts import LaunchContext, LaunchSpec, threads_per_worker
+from dropserve.serving.http.launch import AsgiHost
 from dropserve.serving.runtime import cores
 from dropserve.serving.tuning import Properties
 
@@ -115,7 +115,7 @@ def _unheard(entry: dict[str, Any]) -> Iterator[str]:
         yield f"there is no deployment {name}; there is {APPLICATION}"
 
 
-class RayEngine(AsgiEngine):
+class RayHost(AsgiHost):
     """Starts ``dropserve.serving.ray.server``, which starts a Ray of its own.
 
     Raises:
@@ -132,7 +132,7 @@ class RayEngine(AsgiEngine):
         super().__init__()
         self._scaling = Scaling()
 
-    def launch(self, draft: Draft) -> Launch:
+    def launch(self, draft: LaunchContext) -> LaunchSpec:
         """The server's process, and an environment that all of its Ray inherits.
 
         Raises:
@@ -155,7 +155,7 @@ class RayEngine(AsgiEngine):
             **_QUICK,
         }
         file = str(draft.folder / "deployment.json")
-        return Launch((sys.executable, "-P", "-m", "dropserve.serving.ray.server", file), environment)
+        return LaunchSpec((sys.executable, "-P", "-m", "dropserve.serving.ray.server", file), environment)
 
     def write(self, deployment: Deployment, properties: Properties, options: Options) -> None:
         """Write settings and, where requests need one, the token."""

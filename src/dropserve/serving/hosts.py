@@ -1,4 +1,4 @@
-"""What a deployment asks of the engine that it runs on."""
+"""What a deployment asks of its host: TorchServe, the ASGI server or Ray Serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from dropserve.serving.deployment import Deployment, Endpoint, Options
+from dropserve.serving.deployment import Deployment, Endpoint, EngineName, Options
 from dropserve.serving.runtime import cores
 from dropserve.serving.tuning import Properties
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draft:
+class LaunchContext:
     """What is known before there is a deployment.
 
     Attributes:
@@ -37,8 +37,8 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How an engine is started: the command, and variables to set for it."""
+class LaunchSpec:
+    """How a host is started: the command, and variables to set for it."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -50,14 +50,14 @@ def threads_per_worker(workers: int) -> int:
 
 
 class PrivatePorts(NamedTuple):
-    """Ports on loopback: for readiness, and for figures. An engine may have one listener for both."""
+    """Ports on loopback: for readiness, and for figures. A host may have one listener for both."""
 
     management: int
     metrics: int
 
 
-class Engine(Protocol):
-    """A host. Making one raises MissingExtraError if what it stands on is not installed."""
+class Host(Protocol):
+    """A server program. Making one raises MissingExtraError if what it stands on is not installed."""
 
     @property
     def title(self) -> str:
@@ -88,14 +88,14 @@ class Engine(Protocol):
         ...
 
     def check(self, properties: Properties, options: Options, *, tls: bool) -> None:
-        """Refuse what this engine cannot do.
+        """Refuse what this host cannot do.
 
         Raises:
             UsageError: naming the setting.
         """
         ...
 
-    def launch(self, draft: Draft) -> Launch:
+    def launch(self, draft: LaunchContext) -> LaunchSpec:
         """How it is started."""
         ...
 
@@ -123,3 +123,17 @@ class Engine(Protocol):
     def sweep(self, deployment: Deployment) -> None:
         """End what its process has left behind, if it has been killed."""
         ...
+
+
+def host_named(name: EngineName) -> Host:
+    """The host of this name.
+
+    Raises:
+        MissingExtraError: if what it stands on is not installed.
+    """
+    from dropserve.serving.http.launch import AsgiHost  # noqa: PLC0415  # they implement what stands here
+    from dropserve.serving.on_torchserve import TorchServeHost  # noqa: PLC0415
+    from dropserve.serving.ray.launch import RayHost  # noqa: PLC0415
+
+    hosts: dict[EngineName, type[Host]] = {"torchserve": TorchServeHost, "asgi": AsgiHost, "ray": RayHost}
+    return hosts[name]()
