@@ -21,13 +21,16 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from dropserve.dropout.engine import Settings
+from dropserve.dropout.masks import draw
 from dropserve.manifest import VersionManifest
 from dropserve.serving.answering import BatchHandler, HttpRequest, Job
 from dropserve.serving.deployment import Deployment
 from dropserve.serving.http.backends import EndpointConfig, InProcessBackend
 from dropserve.serving.loaded import load_endpoint
 from dropserve.serving.protocol import Reply
-from dropserve.store import Stored
+from dropserve.store import Store, Stored
+from dropserve.uncertainty.fitting import calibrate_classifier
 
 Version = Stored[VersionManifest]
 ROW = [0.5, -1.0, 0.25, 2.0, 0.0, 1.0]
@@ -75,6 +78,32 @@ def test_the_answer_in_chunks_is_that_of_the_whole_to_the_last_byte(
     reply, steps = finish(handler, body)
     assert steps > 3
     assert reply.status == 200
+    assert reply == handler([HttpRequest(body, "x")])[0]
+
+
+def test_calibrated_answers_in_chunks_are_those_of_the_whole(
+    mlp: Any, publish_version: Callable[..., Version], tmp_path: Path
+) -> None:
+    """What calibration adds to each row is joined too."""
+    x = np.array(rows(400), np.float32)
+    drawn = [mlp(x, mask) for mask in draw([mlp.site], 50, seed=0)["drop.scale"]]
+    labels = np.random.default_rng(3).integers(0, 4, 400)
+    record = calibrate_classifier(
+        np.stack(drawn).astype(float), labels, {"input": x}, settings=Settings(), sites=[mlp.site]
+    )
+    published = publish_version(
+        Store(tmp_path / "model_store"),
+        "mlp",
+        {f"{part}.onnx": mlp.onnx(part) for part in ("trunk", "head")},
+        labels=("a", "b", "c", "d"),
+        sites=(mlp.site,),
+        calibration=record.to_json(),
+    )
+    handler = BatchHandler("mlp-mc", load_endpoint(published.folder, "mlp-mc", {"threads": 1}))
+    body = json.dumps({"instances": rows(300)}).encode()
+    reply, steps = finish(handler, body)
+    assert steps > 3
+    assert all(each["calibrated"] for each in json.loads(reply.body)["predictions"])
     assert reply == handler([HttpRequest(body, "x")])[0]
 
 
