@@ -101,6 +101,7 @@ def test_a_set_lists_its_labels_from_the_most_probable_down_and_coverage_adds_to
     for coverage in (300, 900, 990):
         for row, prediction in enumerate(ask(version, x, mc_coverage=coverage)["predictions"]):
             found = prediction["calibrated"]
+            assert found["prediction_set"][0] == prediction["label"]
             chances = [found["probabilities"][label] for label in found["prediction_set"]]
             assert chances == sorted(chances, reverse=True)
             assert before[row] <= set(found["prediction_set"])
@@ -208,8 +209,7 @@ def test_the_client_and_the_command_read_them(version: Version) -> None:
     for prediction, told in zip(answer, lines, strict=True):
         assert prediction.calibrated is not None
         labels = ", ".join(prediction.calibrated["prediction_set"])
-        empty = "" if labels else " (no class fits at 60%)"
-        assert told[0] == f"60% prediction set: [bold]{{{labels}}}[/]{empty}"
+        assert told[0] == f"60% prediction set: [bold]{{{labels}}}[/]"
         assert len(told) - 1 == prediction.calibrated["out_of_distribution"]
         assert all("unlike the rows" in line and "predictive_entropy" in line for line in told[1:])
     assert len({told[0] for told in lines}) > 3
@@ -261,12 +261,12 @@ def test_a_regressor_gets_deviations_and_an_interval(
 
 def test_a_flag_names_the_column_that_raised_it_or_the_score() -> None:
     def told(**found: Any) -> str:
-        row = {"calibrated": {"prediction_set": [], "out_of_distribution": True, **found}}
+        row = {"calibrated": {"prediction_set": ["a", "b"], "out_of_distribution": True, **found}}
         rule = {"score": "energy", "threshold": 2.5}
         document = {"predictions": [row], "parameters": {"mc_coverage": 0.9}}
         answer = read_answer(document | {"calibration": {"reason": None, "out_of_distribution": rule}})
         first, line = predict._guaranteed(answer[0], answer)
-        assert first == "90% prediction set: [bold]{}[/] (no class fits at 90%)"
+        assert first == "90% prediction set: [bold]{a, b}[/]"
         return line
 
     assert told(out_of_distribution_score=3.0).endswith("calibrated on (energy 3, threshold 2.5)")

@@ -57,6 +57,22 @@ def test_residual_intervals_are_those_of_mapie(method, score):
             assert np.allclose(low, 2 * new[:, :1] - high)
 
 
+@pytest.mark.parametrize("method", INTERVAL_METHODS)
+@pytest.mark.parametrize("kind", ["rounded", "cauchy"])
+def test_coverage_holds_with_few_rows_ties_and_heavy_tails(kind, method):
+    """Over 400 draws of 20 rows."""
+    rng, shares = np.random.default_rng(4), []
+    for _ in range(400):
+        x = np.stack([rng.normal(size=80) * 3, rng.uniform(0, 2, 80)], axis=1)
+        y = x[:, :1] + (rng.normal(size=(80, 1)) if kind == "rounded" else rng.standard_cauchy((80, 1)))
+        if kind == "rounded":
+            x, y = np.round(x), np.round(y)
+        fitted = ConformalRegressor.fit(*pair(x[:20], method), y[:20], method=method)
+        low, high = fitted.intervals(*pair(x[20:], method), 900)
+        shares.append(((low <= y[20:]) & (y[20:] <= high)).mean())
+    assert np.mean(shares) > 0.9 - 4 * np.std(shares) / 20
+
+
 def test_quantile_intervals_are_those_of_mapie():
     (x, y), (new, _) = draw(333, 0), draw(200, 1)
     models = [Given(times).fit(None, None) for times in (-1.0, 1.0, 0.0)]

@@ -222,8 +222,7 @@ def _guaranteed(prediction: Prediction, answer: Answer) -> list[str]:
         lines = [f"{share} prediction set: none, too few calibration rows"]
     else:
         labels = ", ".join(map(escape, found["prediction_set"]))
-        empty = "" if labels else f" (no class fits at {share})"
-        lines = [f"{share} prediction set: [bold]{{{labels}}}[/]{empty}"]
+        lines = [f"{share} prediction set: [bold]{{{labels}}}[/]"]
     if found.get("out_of_distribution"):
         lines.append(f"[yellow]out of distribution[/]: {_raised_by(found, answer)}")
     return lines

@@ -43,11 +43,12 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
     )
     if found[900].all():
         words += ("Every set holds every class: these sets are always right and say nothing.",)
-    if empty := int((~found[900].any(axis=1)).sum()):
+    right = a.mean.argmax(axis=1) == a.labels
+    if right.mean() > 0.9:
         words += (
             (
-                f"At 90%, {count(empty, 'set is', 'sets are')} empty: no class is as probable as true ones "
-                "usually are, and the input deserves a look."
+                "A set always holds the most probable class. That class is right for "
+                f"{percent(right.mean())} of these rows, so the sets hold the truth at least as often."
             ),
         )
     missing = [c for c in COVERAGES if c not in found]
@@ -64,9 +65,9 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
         sizes, ends = s.sum(axis=1), between(hits[c], len(own)).removeprefix("95% interval ")
         rows.append(
             (percent(c / 1000, 0), percent(hit[c]), ends, f"{mean_size[c]:.2f}",
-             percent((sizes == 1).mean()), percent((sizes == 0).mean()))
+             percent((sizes == 1).mean()))
         )  # fmt: skip
-    head = ("asked", "held the truth", "95% interval", "mean size", "one class", "empty")
+    head = ("asked", "held the truth", "95% interval", "mean size", "one class")
     table = Table(
         head, tuple(rows), 0,
         caption="The interval is that of a share of so many rows (Wilson). "
@@ -128,6 +129,7 @@ class _CrossFitted:
                     uniforms=None if uniforms is None else uniforms[others],
                     penalty=sets.penalty,
                     free_ranks=sets.free_ranks,
+                    class_conditional=bool(sets.classes),
                 ),
             )
             for others, judged in folds(len(a.labels))
@@ -137,7 +139,10 @@ class _CrossFitted:
     def supports(self, coverage: int) -> bool:
         """Whether the calibration rows of every part suffice for a coverage in thousandths."""
         rows = len(self.answers.labels)
-        return all(rows - len(judged) >= needed(coverage) for judged, _ in self.parts)
+        return all(
+            rows - len(judged) >= needed(coverage) and fitted.supports(coverage)
+            for judged, fitted in self.parts
+        )
 
     def sets(self, coverage: int) -> Bool:
         """Which classes each set holds [B, C]."""

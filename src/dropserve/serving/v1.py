@@ -70,7 +70,7 @@ def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> 
         if answer.samples is not None:
             for prediction, count in zip(document["predictions"], answer.samples.tolist(), strict=True):
                 prediction["uncertainty"]["samples"] = count
-        document["calibration"] = calibration_of(answer)
+        document["calibration"] = calibration_of(answer, labels)
         document["parameters"] = effective(answer)
     return document
 

@@ -9,7 +9,7 @@ from dropserve.serving.query import Answer, Float
 from dropserve.uncertainty.answers import CalibratedClasses, CalibratedValues
 
 
-def calibration_of(answer: Answer) -> dict[str, Any]:
+def calibration_of(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
     """What holds for all rows of a Monte Carlo answer: ``reason`` why nothing is calibrated, or null.
 
     ``notes`` say what few calibration rows mean for the answer; ``out_of_distribution`` names the
@@ -18,7 +18,7 @@ def calibration_of(answer: Answer) -> dict[str, Any]:
     found = answer.calibrated
     if found is None:
         return {"reason": answer.uncalibrated}
-    document: dict[str, Any] = {"reason": None, "notes": found.notes(answer.coverage)}
+    document: dict[str, Any] = {"reason": None, "notes": found.notes(answer.coverage, labels)}
     if isinstance(found, CalibratedClasses):
         ood = found.ood
         document["out_of_distribution"] = {"score": ood.score, "threshold": ood.threshold}
@@ -37,7 +37,7 @@ def rows_of(answer: Answer, labels: Sequence[str]) -> Iterator[dict[str, Any] | 
 
 
 def _classes(found: CalibratedClasses, answer: Answer, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The set holds labels, the most probable first; it is empty where no class fits the row.
+    """The set holds labels, the most probable first, and at least that one.
 
     The order is that of the uncalibrated probabilities, which the label is taken from: calibrated ones may
     be rounded to equals. Without the calibration rows for the coverage the set is null.

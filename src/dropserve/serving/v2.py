@@ -229,7 +229,7 @@ def encode(
         document["parameters"] = effective(answer)
         if answer.uncalibrated is not None:
             document["parameters"]["uncalibrated"] = answer.uncalibrated
-        if answer.calibrated is not None and (notes := answer.calibrated.notes(answer.coverage)):
+        if answer.calibrated is not None and (notes := answer.calibrated.notes(answer.coverage, labels)):
             document["parameters"]["calibration_notes"] = "; ".join(notes)
     return {**document, "outputs": entries}, bytes(binary)
 

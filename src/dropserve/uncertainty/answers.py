@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from dropserve.dropout.statistics import ClassificationStatistics
 from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float
-from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, row_uniforms
+from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, row_uniforms, with_label
 from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.ood import OodThreshold, score
 from dropserve.uncertainty.record import Calibration
@@ -26,6 +26,7 @@ class CalibratedClasses:
     Attributes:
         probabilities: at the calibrated temperature [B, C].
         nonconformity: score of each class [B, C]; a set holds those up to a threshold.
+        label: most probable class [B], before calibration; it is in every set.
         strangeness: out-of-distribution score [B].
         conformal: gives the threshold.
         ood: the threshold of ``strangeness``.
@@ -34,6 +35,7 @@ class CalibratedClasses:
 
     probabilities: Float
     nonconformity: Float
+    label: NDArray[np.intp]
     strangeness: Float
     conformal: ConformalClassifier
     ood: OodThreshold
@@ -46,11 +48,12 @@ class CalibratedClasses:
         """
         if not self.conformal.supports(coverage):
             return None
-        return self.nonconformity <= self.conformal.thresholds(coverage)
+        return with_label(self.nonconformity <= self.conformal.thresholds(coverage), self.label)
 
-    def notes(self, coverage: int) -> list[str]:
+    def notes(self, coverage: int, labels: Sequence[str] = ()) -> list[str]:
         """What few calibration rows mean for the answers, in words."""
-        return _notes(self.rests_on, self.conformal, coverage, self.ood.note())
+        of_sets = self.conformal.note(coverage, labels) or self.conformal.few(coverage)
+        return _notes(*self.rests_on, of_sets, self.ood.note())
 
     @property
     def out_of_distribution(self) -> Bool:
@@ -63,6 +66,7 @@ class CalibratedClasses:
             self,
             probabilities=self.probabilities[rows],
             nonconformity=self.nonconformity[rows],
+            label=self.label[rows],
             strangeness=self.strangeness[rows],
         )
 
@@ -98,9 +102,9 @@ class CalibratedValues:
             return None
         return self.conformal.intervals(self.first, self.second, coverage)
 
-    def notes(self, coverage: int) -> list[str]:
+    def notes(self, coverage: int, _labels: Sequence[str] = ()) -> list[str]:
         """What few calibration rows mean for the answers, in words."""
-        return _notes(self.rests_on, self.conformal, coverage)
+        return _notes(*self.rests_on, self.conformal.note(coverage) or self.conformal.few(coverage))
 
     def take(self, rows: slice) -> CalibratedValues:
         """The answers to some of the rows."""
@@ -144,6 +148,7 @@ def calibrated_classes(
         nonconformity=class_scores(
             statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
         ),
+        label=statistics.mean.argmax(axis=1),
         strangeness=score(c.ood.score, statistics, logits, nearest),
         conformal=c.sets,
         ood=c.ood,
@@ -181,11 +186,5 @@ def calibrated_values(
     )
 
 
-def _notes(
-    rests_on: tuple[str, ...],
-    conformal: ConformalClassifier | ConformalRegressor,
-    coverage: int,
-    *more: str | None,
-) -> list[str]:
-    found = [*rests_on, conformal.note(coverage) or conformal.few(coverage), *more]
+def _notes(*found: str | None) -> list[str]:
     return [note for note in found if note is not None]

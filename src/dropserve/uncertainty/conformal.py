@@ -11,21 +11,21 @@ would be right, and say nothing.
 
 Three scores, of which a set takes all classes up to a threshold:
 
-- ``lac``: 1 - probability (Sadinle, Lei and Wasserman, JASA 2019). The smallest sets on average. A set is
-  *empty* where no class is as probable as the calibration rows' true classes were. That is part of the
-  guarantee (a model that is right more often than asked must be silent somewhere) and is kept: the row is
-  unlike the calibration rows. Who must have an answer takes the most probable class; coverage can only
-  rise. So an empty set is no error: where a model is right more often than the coverage that was asked for,
-  even rows that it is sure of get one.
+- ``lac``: 1 - probability (Sadinle, Lei and Wasserman, JASA 2019). The smallest sets on average.
 - ``aps``: the probability of all classes at least as probable, less a random share of the class's own
   (Romano, Sesia and Candes, NeurIPS 2020). Sets adapt to the difficulty of the row.
 - ``raps``: APS and a penalty for ranks beyond the first few (Angelopoulos et al., ICLR 2021).
+
+A set always holds the most probable class. By the threshold alone, a model that is right more often than the
+coverage asked for gives empty sets, even for rows that it is sure of: that makes the coverage exact and helps
+nobody. With the class, the sets hold the truth at least as often: for about the share of rows that the model
+gets right, where that share is the larger (the RAPS paper's code has the same choice, ``allow_zero_sets``).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,45 +141,63 @@ class ConformalClassifier:
         """Whether sets at this coverage say anything: some class may be left out."""
         return bool(np.isfinite(self.thresholds(coverage)).any())
 
-    def sets(self, probabilities: ArrayLike, coverage: int, uniforms: ArrayLike | None = None) -> Bool:
+    def sets(
+        self,
+        probabilities: ArrayLike,
+        coverage: int,
+        uniforms: ArrayLike | None = None,
+        *,
+        allow_empty: bool = False,
+    ) -> Bool:
         """Which classes each row's set holds.
 
         Args:
             probabilities: [B, C].
             coverage: parts per thousand, 1 to 999.
             uniforms: [B], for APS and RAPS.
+            allow_empty: whether a row may be all False, which makes the coverage exact (see the module's
+                text); else the most probable class is in every set.
 
         Returns:
-            [B, C]. A row may be all False (see the module's text); all True where :meth:`supports` is False.
+            [B, C]; all True where :meth:`supports` is False.
 
         Raises:
             UsageError: for a coverage out of range, missing uniforms or arrays that do not fit.
         """
-        scores = class_scores(
-            as_float(probabilities, "[B, C]"),
-            self.method,
-            uniforms,
-            penalty=self.penalty,
-            free_ranks=self.free_ranks,
-        )
-        return scores <= self.thresholds(coverage)
+        values = as_float(probabilities, "[B, C]")
+        scores = class_scores(values, self.method, uniforms, penalty=self.penalty, free_ranks=self.free_ranks)
+        found = scores <= self.thresholds(coverage)
+        return found if allow_empty else with_label(found, values.argmax(axis=1))
 
     def few(self, coverage: int) -> str | None:
         """What the number of calibration rows means for this coverage; None if they were many."""
         return few_rows_note(self.quantiles.count, coverage)
 
-    def note(self, coverage: int) -> str | None:
-        """Why there are no sets at this coverage, or which classes stand in all; None if neither is so."""
+    def note(self, coverage: int, labels: Sequence[str] = ()) -> str | None:
+        """Why there are no sets at this coverage, or which classes stand in all; None if neither is so.
+
+        Args:
+            coverage: parts per thousand.
+            labels: of the classes; without any they are named by number.
+        """
         few = [k for k, limit in enumerate(self.thresholds(coverage)) if np.isinf(limit)]
         if not self.classes or not few:
             return self.quantiles.note(coverage)
         rows = [0 if q is None else q.count for q in self.classes]
-        told = ", ".join(f"{k} ({rows[k]})" for k in few[:5]) + (", ..." if len(few) > 5 else "")
+        told = ", ".join(f"{labels[k] if labels else k} ({rows[k]})" for k in few[:5])
+        told += ", ..." if len(few) > 5 else ""
         verdict = "so there are no sets" if len(few) == len(rows) else "so they stand in every set"
         return (
             f"{len(few)} of {len(rows)} classes have too few calibration rows for a coverage of "
             f"{coverage / WHOLE:g}, {verdict}: {told}, where it takes {least_rows(coverage)} of each class"
         )
+
+
+def with_label(sets: Bool, label: NDArray[np.intp]) -> Bool:
+    """Sets [B, C] of which none is empty: where one was, it holds the most probable class, ``label`` [B]."""
+    found = sets.copy()
+    found[np.arange(len(found)), label] |= ~found.any(axis=1)
+    return found
 
 
 def class_scores(

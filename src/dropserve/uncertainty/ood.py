@@ -122,8 +122,9 @@ class OodThreshold:
         if self.threshold is not None:
             return None
         return (
-            f"{self.rows} validation rows cannot fix a threshold at {self.false_alarms} false alarms per "
-            f"thousand; it takes at least {-(-(WHOLE - self.false_alarms) // self.false_alarms)}"
+            f"{self.rows} validation rows cannot fix a threshold at a false alarm rate of "
+            f"{self.false_alarms / WHOLE:g}; it takes at least "
+            f"{-(-(WHOLE - self.false_alarms) // self.false_alarms)}"
         )
 
 

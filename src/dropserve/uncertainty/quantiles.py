@@ -56,7 +56,8 @@ def check_coverage(coverage: object) -> int:
     """
     if isinstance(coverage, bool) or not isinstance(coverage, int) or not 0 < coverage < WHOLE:
         raise UsageError(
-            f"coverage {coverage!r}: expected a whole number of parts per thousand from 1 to 999, such as 900"
+            f"coverage {coverage!r}: expected a whole number of parts per thousand from 1 to 999, "
+            "such as 900 for 90%"
         )
     return coverage
 
@@ -154,10 +155,9 @@ def few_rows_note(count: int, coverage: int) -> str | None:
     if count >= FEW or rank(count, coverage) > count:
         return None
     mean, deviation = coverage_theory(count, coverage)
-    low, high = max(mean - 2 * deviation, 0), min(mean + 2 * deviation, 1)
     return (
-        f"calibrated on {count} rows: asked for {coverage / WHOLE:g}, sets and intervals hold the truth for "
-        f"{low:.0%} to {high:.0%} of new rows, by the luck of those rows"
+        f"calibrated on {count} rows: asked for {coverage / WHOLE:g}, sets and intervals may hold the truth "
+        f"for as few as {max(mean - 2 * deviation, 0):.0%} of new rows, by the luck of those rows"
     )
 
 
