@@ -92,7 +92,8 @@ def test_calibrated_fields_are_what_the_record_says(version: Version, mlp: Any) 
     np.testing.assert_allclose(scores, expected.strangeness, rtol=1e-4)
     assert record.ood is not None
     ood = {"score": "predictive_entropy", "threshold": record.ood.threshold}
-    assert document["calibration"] == {"reason": None, "notes": [], "out_of_distribution": ood}
+    notes = [record.ood.meaning()]
+    assert document["calibration"] == {"reason": None, "notes": notes, "out_of_distribution": ood}
 
 
 def test_a_set_lists_its_labels_from_the_most_probable_down_and_coverage_adds_to_it(version: Version) -> None:
@@ -147,7 +148,7 @@ def test_a_coverage_beyond_the_calibration_rows_is_refused_with_a_note(version: 
     document = ask(version, rows(2), mc_coverage=999)
     assert [p["calibrated"]["prediction_set"] for p in document["predictions"]] == [None, None]
     assert document["predictions"][0]["calibrated"]["probabilities"], "the rest of the answer is there"
-    (note,) = document["calibration"]["notes"]
+    note, *_ = document["calibration"]["notes"]
     assert note == (
         "400 calibration rows support a coverage of at most 0.997, not 0.999; ask for less, or calibrate on "
         "at least 999 rows"

@@ -31,7 +31,7 @@ from dropserve.uncertainty.metrics import ece
 
 FILES = {
     "weights.safetensors", "recipe.json", "source/models.py", "validation.npz", "learning_curve.csv",
-    "learning_curve.png", "example.json", "test.npz",
+    "learning_curve.png", "example.json", "test.npz", "reference.npz",
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from dropserve.dropout.statistics import classification
 from dropserve.errors import UsageError
-from dropserve.uncertainty.ood import NEAREST, SCORES, OodThreshold, detection, scores
+from dropserve.uncertainty.distances import combined, fit_parts
+from dropserve.uncertainty.ood import GRAPHS, SCORES, OodThreshold, OutOfDistribution, detection, scores
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def test_scores_by_their_definitions(logits):
     probabilities = special.softmax(logits, -1)
     found = scores(classification(probabilities, scheme="iid", block=10), logits)
     mean = probabilities.mean(0)
-    assert {*found, NEAREST} == set(SCORES)
+    assert {*found, *GRAPHS} == set(SCORES)
     assert np.allclose(found["max_probability"], 1 - mean.max(1))
     assert np.allclose(found["predictive_entropy"], stats.entropy(mean, axis=1))
     expected = stats.entropy(mean, axis=1) - stats.entropy(probabilities, axis=-1).mean(0)
@@ -64,3 +65,40 @@ def test_unknown_scores_and_rates_are_refused():
         OodThreshold.fit([1.0], score="vibes")
     with pytest.raises(UsageError, match="parts per thousand"):
         OodThreshold.fit([1.0], score="energy", false_alarms=0)
+
+
+def distances(rows, excess=0.0, distance=1.0):
+    """A graph's table: excess, place, value, low, high, squared distance."""
+    table = np.zeros((rows, 6))
+    table[:, 0], table[:, 1], table[:, 2], table[:, 4] = excess, 1, 7, 2
+    table[:, 5] = np.square(distance)
+    return table
+
+
+@pytest.mark.parametrize("rows", [19, 60, 400])
+def test_the_combined_score_keeps_its_rate_of_false_alarms(rows):
+    rng = np.random.default_rng(rows)
+    draw = lambda count: distances(count, rng.exponential(size=count) - 2, rng.gamma(5, size=count))  # noqa: E731
+    rates = []
+    for _ in range(300):
+        parts = fit_parts(draw(50), 50)
+        found = OodThreshold.fit(combined(draw(rows), parts), score="auto", parts=parts)
+        rates.append(found.flags(combined(draw(200), parts)).mean())
+    exact = 1 - np.ceil((rows + 1) * 0.95) / (rows + 1)
+    assert np.mean(rates) == pytest.approx(exact, abs=4 * np.std(rates) / np.sqrt(300))
+
+
+def test_what_overflows_32_bits_is_far_away_and_the_value_is_named():
+    table = distances(3, [0, 0.01, np.inf], [1, 9, np.inf])
+    parts = fit_parts(distances(200, 0, np.linspace(0.5, 1.5, 200)), 50)
+    ood = OodThreshold.fit(np.linspace(0, 1, 99), score="auto", parts=parts)
+    rows = OutOfDistribution(ood, combined(table, parts), table, ("a", "column 'b'")).rows()
+    assert [row["out_of_distribution"] for row in rows] == [False, True, True]
+    assert rows[0]["out_of_distribution_reason"] is None
+    assert str(rows[1]["out_of_distribution_reason"]).startswith("distance of its inputs")
+    assert rows[2]["out_of_distribution_reason"] == "column 'b' is 7; training rows lie between 0 and 2"
+
+
+def test_indecision_is_not_said_to_be_unfamiliarity():
+    assert "indecision" in str(OodThreshold.fit(np.arange(99.0), score="predictive_entropy").meaning())
+    assert OodThreshold.fit(np.arange(99.0), score="auto").meaning() is None

@@ -14,13 +14,16 @@ from dropserve.manifest import RunManifest
 from dropserve.report.evidence import HeldOut
 from dropserve.store import Stored
 from dropserve.uncertainty.choices import Choices
+from dropserve.uncertainty.distances import fit_parts
 from dropserve.uncertainty.fitting import calibrate_classifier, calibrate_regressor
+from dropserve.uncertainty.ood import AUTO, GRAPHS, OodThreshold, graph_score
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import split_head
 
 from .artefacts import HEAD, MODEL, TRUNK, Artefacts, example_batch
 from .comparison import Array
-from .nearest import NAME, NEAREST, write_nearest
+from .familiarity import Familiarity, apart, require_comparable
+from .nearest import NEAREST, write_nearest, write_program
 from .onnx import OnnxProgram
 from .settings import ExportSettings
 from .subject import Subject
@@ -35,19 +38,43 @@ _PASS = 256  # rows of the deterministic graph at a time
 def with_nearest(
     run: Stored[RunManifest], subject: Subject, artefacts: Artefacts, settings: ExportSettings
 ) -> Artefacts:
-    """The same with the graph of the score ``nearest``, where the recipe chose it and samples can be drawn.
+    """The same with the graph that compares rows with training rows, where samples can be drawn.
+
+    Where the score is ``auto`` and the run kept no training rows, or its rows cannot be compared, there is
+    no such graph, and a note says why.
 
     Raises:
-        ExportError: if the run kept no training rows, or the model's hidden layers cannot be compared.
+        ExportError: if the recipe chose ``nearest``, and the run kept no training rows or the model's hidden
+            layers cannot be compared.
     """
-    if not artefacts.sites or Choices.of(run.manifest.recipe).ood_score != NAME:
+    chosen = Choices.of(run.manifest.recipe).ood_score
+    if not artefacts.sites or chosen not in GRAPHS:
         return artefacts
+    if chosen == AUTO:
+        if run.manifest.task == "raw" or REFERENCE not in run.manifest.files:
+            return artefacts
+        try:
+            bank, _ = apart(_reference(run, artefacts))
+            require_comparable(subject, bank)
+            (spec,) = subject.inputs
+            program = Familiarity(subject, bank[spec.name])
+            written = write_program(program, subject, example_batch(subject), settings, artefacts.folder)
+        except ExportError as error:
+            (artefacts.folder / NEAREST).unlink(missing_ok=True)
+            note = f"rows are not compared with training rows: {error}"
+            return replace(artefacts, notes=(*artefacts.notes, note))
+        return replace(artefacts, paths={**artefacts.paths, **written})
     if REFERENCE not in run.manifest.files:
         raise ExportError(f"the run has no training rows to compare with ({REFERENCE}); train again")
-    with np.load(run.path(REFERENCE), allow_pickle=False) as arrays:
-        rows = {spec.name: arrays[spec.name].astype(spec.numpy_dtype) for spec in subject.inputs}
+    rows = _reference(run, artefacts)
     written = write_nearest(subject, rows, example_batch(subject), settings, artefacts.folder)
     return replace(artefacts, paths={**artefacts.paths, **written})
+
+
+def _reference(run: Stored[RunManifest], artefacts: Artefacts) -> dict[str, Array]:
+    """Training rows that the run kept, by the name of the input."""
+    with np.load(run.path(REFERENCE), allow_pickle=False) as arrays:
+        return {s.name: arrays[s.name].astype(s.numpy_dtype) for s in artefacts.signature.inputs}
 
 
 def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
@@ -73,6 +100,10 @@ def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
         return f"the model has {len(artefacts.signature.outputs)} outputs, and one target cannot judge them"
     try:
         found = _ask(artefacts, held)
+        if NEAREST in artefacts.paths and Choices.of(run.manifest.recipe).ood_score == AUTO:
+            _, others = apart(_reference(run, artefacts))
+            rows = len(next(iter(others.values())))
+            found = replace(found, compared=_in_passes(OnnxProgram(artefacts.paths[NEAREST]), others, rows))
         return _parted(found) if run.manifest.preprocessing.heteroscedastic else found
     except DropserveError as error:
         return str(error)
@@ -168,6 +199,10 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
     settings, sites, samples = held.settings, artefacts.sites, held.samples
     assert samples is not None  # noqa: S101  # for the type checker: there are sites
     flat = samples.reshape(settings.samples, held.rows, -1)
+    score, parts = choices.ood_score, ()
+    if score == AUTO:
+        score = AUTO if held.compared is not None else "predictive_entropy"
+        parts = () if held.compared is None else fit_parts(held.compared, choices.false_alarms)
     if classes:
         record = calibrate_classifier(
             flat,
@@ -177,15 +212,20 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
             sites=sites,
             method=choices.sets,
             class_conditional=choices.class_conditional,
-            score=choices.ood_score,
+            score=score,
             false_alarms=choices.false_alarms,
             nearest=held.nearest,
+            parts=parts,
         )
         return record, _classifier_line(record)
     target = held.target.reshape(held.rows, -1).astype(np.float64)
     record = calibrate_regressor(
         flat, target, settings=settings, sites=sites, variances=held.noise, method=choices.intervals
     )
+    if score in GRAPHS and held.nearest is not None:
+        values = graph_score(score, held.nearest, parts)
+        ood = OodThreshold.fit(values, score=score, false_alarms=choices.false_alarms, parts=parts)
+        record = replace(record, ood=ood)
     return record, _regressor_line(record)
 
 

@@ -38,7 +38,7 @@ _USE = {
     HEAD: "The Monte Carlo model behind the first mask. "
     + _ROWS.format(what="output of trunk.onnx (or input, where there is no trunk.onnx)"),
     MASKED: "The Monte Carlo model. " + _ROWS.format(what="input"),
-    NEAREST: "How unlike the training rows a row is: inputs [rows, ...] to a score from 0 to 2.",
+    NEAREST: "How unlike the training rows a row is: inputs [rows, ...] to a score or to distances.",
 }
 PARTS = (MODEL, TRUNK, HEAD, MASKED)
 _ANSWER = (

@@ -38,6 +38,7 @@ _CONVOLUTIONS = frozenset(f"conv{kind}{axes}d" for kind in ("", "_transpose") fo
 _TINY = 1e-12
 _PASS = 256
 _AGREE = 1e-4  # of a score that is at most 2
+_CLOSE = 1e-2  # of a squared distance, which is a difference of larger numbers
 
 
 class _Levels(TorchFunctionMode):
@@ -156,14 +157,29 @@ def write_nearest(
         ExportError: if the model's levels cannot be read, an exporter refuses, or formats disagree.
     """
     features = Features(subject.module).eval()
-    names = [spec.name for spec in subject.inputs]
-    rows = len(reference[names[0]])
+    bank = in_passes(features, [reference[spec.name] for spec in subject.inputs])
+    return write_program(Nearest(features, bank), subject, examples, settings, folder)
+
+
+def in_passes(features: Features, rows: Sequence[Array]) -> Tensor:
+    """The features of many rows, a few at a time."""
     with torch.no_grad():
         parts = [
-            features(*(torch.from_numpy(np.ascontiguousarray(reference[n][at : at + _PASS])) for n in names))
-            for at in range(0, rows, _PASS)
+            features(*(torch.from_numpy(np.ascontiguousarray(array[at : at + _PASS])) for array in rows))
+            for at in range(0, len(rows[0]), _PASS)
         ]
-    program = Nearest(features, torch.cat(parts)).eval()
+    return torch.cat(parts)
+
+
+def write_program(
+    program: nn.Module,
+    subject: Subject,
+    examples: Mapping[str, Tensor],
+    settings: ExportSettings,
+    folder: Path,
+) -> dict[str, Path]:
+    """Write a module that compares rows with training rows; see :func:`write_nearest`."""
+    program = program.eval()
     paths = {NEAREST: folder / NEAREST}
     written = {"opset": settings.opset, "limit": settings.single_file_bytes}
     export_onnx(program, subject.inputs, [NAME], examples, paths[NEAREST], **written)
@@ -175,14 +191,15 @@ def write_nearest(
     return paths
 
 
-def _require_agreement(program: Nearest, batch: dict[str, Tensor], paths: Mapping[str, Path]) -> None:
+def _require_agreement(program: nn.Module, batch: dict[str, Tensor], paths: Mapping[str, Path]) -> None:
     with torch.no_grad():
         expected = program(*batch.values())[0].numpy()
     found = {NEAREST: OnnxProgram(paths[NEAREST])(numpy_arrays(batch))[NAME]}
     if NEAREST_TS in paths:
         found[NEAREST_TS] = ScriptProgram(paths[NEAREST_TS], list(batch), [NAME])(batch)[NAME].numpy()
+    within = _AGREE if isinstance(program, Nearest) else _CLOSE
     for file, values in found.items():
-        if values.shape != expected.shape or not np.abs(values - expected).max() <= _AGREE:
+        if values.shape != expected.shape or not np.allclose(values, expected, within, within):
             raise ExportError(
                 f"{file} does not give the eager model's scores ({len(expected)} rows); choose another "
                 "uncertainty.ood_score, and please report the model's layers"

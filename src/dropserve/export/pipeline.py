@@ -122,7 +122,9 @@ def export_run(
         if settings.precision != "fp32":
             artefacts, manifest = _lowered(run, subject, artefacts, manifest, staging, settings, report)
         with report.step("calibrate"):
+            known = len(artefacts.notes)
             artefacts = with_nearest(run, subject, artefacts, _served(settings))
+            report.notes += artefacts.notes[known:]
             if NEAREST in artefacts.paths:
                 embed(artefacts, manifest, run.manifest_sha256, [NEAREST])
             held = held_out(run, artefacts)
@@ -134,8 +136,8 @@ def export_run(
             _write_example(run, subject, folder)
             write_archives(folder, manifest, stage)
         with report.step("report"):
-            known = (report.parity, report.notes, report.seconds)
-            write_report(Evidence(run, manifest, folder, held, line, *known))
+            found_so_far = (report.parity, report.notes, report.seconds)
+            write_report(Evidence(run, manifest, folder, held, line, *found_so_far))
         (folder / EXPORT).write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
         return store.publish(staging, manifest)
 

@@ -32,7 +32,8 @@ class HeldOut:
         available: rows in the run, of which B were taken.
         noise: variance that a heteroscedastic head gives to each sample [T, B, 1]; None without one.
         plain_noise: the same of the deterministic answer [B, 1].
-        nearest: the out-of-distribution score of that name [B]; None if the model has another.
+        nearest: what the graph that compares rows with training rows gave [B] or [B, columns]; None without.
+        compared: the same for training rows that the graph does not hold, for the score ``auto``.
     """
 
     inputs: Mapping[str, Array]
@@ -44,6 +45,7 @@ class HeldOut:
     noise: Array | None = None
     plain_noise: Array | None = None
     nearest: Array | None = None
+    compared: Array | None = None
 
     @property
     def rows(self) -> int:

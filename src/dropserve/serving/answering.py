@@ -18,6 +18,7 @@ from dropserve.serving.loaded import Loaded
 from dropserve.serving.protocol import NO_HEADERS, Call, Reply, error_reply, failure_reply
 from dropserve.serving.query import Answer, Query
 from dropserve.serving.tally import Tally
+from dropserve.uncertainty.ood import OutOfDistribution
 
 WARM_HEADER = "x-dropserve-warm"
 _SHORT = 1024  # rows times samples of a request that is computed whole, together with others
@@ -196,14 +197,16 @@ def _joined(parts: Sequence[Answer]) -> Answer:
 
 
 def _joined_rows(records: Sequence[Any]) -> Any:
-    """One record of rows: its arrays are joined, everything else is the same in all of them."""
+    """One record of rows: arrays and records of rows in it are joined, the rest is the same in all."""
     first = records[0]
-    arrays = {
-        each.name: np.concatenate([getattr(record, each.name) for record in records])
-        for each in fields(first)
-        if isinstance(getattr(first, each.name), np.ndarray)
-    }
-    return replace(first, **arrays)
+    joined: dict[str, Any] = {}
+    for name in (each.name for each in fields(first)):
+        values = [getattr(record, name) for record in records]
+        if isinstance(values[0], np.ndarray):
+            joined[name] = np.concatenate(values)
+        elif isinstance(values[0], OutOfDistribution):
+            joined[name] = _joined_rows(values)
+    return replace(first, **joined)
 
 
 def _too_long(size: str, most: int) -> RequestError:

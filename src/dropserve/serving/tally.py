@@ -17,7 +17,6 @@ from typing import Any
 
 from dropserve.dropout.statistics import ClassificationStatistics
 from dropserve.serving.query import Answer
-from dropserve.uncertainty.answers import CalibratedClasses
 
 # Upper bounds of the histogram of predictive entropy, in nats.
 BOUNDS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -67,8 +66,8 @@ class Tally:
             if isinstance(statistics, ClassificationStatistics):
                 entropies = statistics.predictive_entropy.tolist()
         calibrated = answer.calibrated
-        if isinstance(calibrated, CalibratedClasses) and calibrated.ood.threshold is not None:
-            strange = int(calibrated.out_of_distribution.sum())
+        if calibrated is not None and calibrated.detected is not None:
+            strange = int(calibrated.detected.flags.sum())
         with self._lock:
             sums = self._sums
             sums[_REQUESTS] += 1

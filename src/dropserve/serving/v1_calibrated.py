@@ -13,14 +13,16 @@ def calibration_of(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
     """What holds for all rows of a Monte Carlo answer: ``reason`` why nothing is calibrated, or null.
 
     ``notes`` say what few calibration rows mean for the answer; ``out_of_distribution`` names the
-    score and its threshold.
+    score and its threshold. A row that is flagged says why in ``out_of_distribution_reason``.
     """
     found = answer.calibrated
     if found is None:
         return {"reason": answer.uncalibrated}
     document: dict[str, Any] = {"reason": None, "notes": found.notes(answer.coverage, labels)}
-    if isinstance(found, CalibratedClasses):
-        ood = found.ood
+    if found.detected is not None:
+        ood = found.detected.ood
+        if (meaning := ood.meaning()) is not None:
+            document["notes"].append(meaning)
         document["out_of_distribution"] = {"score": ood.score, "threshold": ood.threshold}
     return document
 
@@ -45,15 +47,14 @@ def _classes(found: CalibratedClasses, answer: Answer, labels: Sequence[str]) ->
     members = found.sets(answer.coverage)
     (mean,) = answer.values.values()
     order = (-mean).argsort(axis=1, kind="stable")
-    strange = found.out_of_distribution
+    detected = found.detected.rows()
     for row, probabilities in enumerate(found.probabilities.tolist()):
         yield {
             "probabilities": dict(zip(labels, probabilities, strict=True)),
             "prediction_set": None
             if members is None
             else [labels[k] for k in order[row].tolist() if members[row, k]],
-            "out_of_distribution": None if found.ood.threshold is None else bool(strange[row]),
-            "out_of_distribution_score": float(found.strangeness[row]),
+            **detected[row],
         }
 
 
@@ -63,12 +64,14 @@ def _values(found: CalibratedValues, coverage: int) -> Iterator[dict[str, Any]]:
     Without the calibration rows for the coverage the interval is null.
     """
     ends = found.intervals(coverage)
+    detected = None if found.detected is None else found.detected.rows()
     for row in range(len(found.total)):
         yield {
             "standard_deviation": _plain(found.total[row]),
             "epistemic": _plain(found.epistemic[row]),
             "aleatoric": _plain(found.aleatoric[row]),
             "interval": None if ends is None else [_plain(end[row]) for end in ends],
+            **(detected[row] if detected else {}),
         }
 
 

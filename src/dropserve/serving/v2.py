@@ -266,13 +266,14 @@ def _calibrated(answer: Answer) -> dict[str, Tensor]:
     """What calibration adds; sets and intervals are left out where its rows do not support the coverage."""
     found = answer.calibrated
     tensors: dict[str, Tensor] = {}
+    if found is not None and found.detected is not None:
+        tensors["out_of_distribution_score"] = found.detected.values
+        if found.detected.ood.threshold is not None:
+            tensors["out_of_distribution"] = found.detected.flags
     if isinstance(found, CalibratedClasses):
         tensors["calibrated_probabilities"] = found.probabilities
         if (sets := found.sets(answer.coverage)) is not None:
             tensors["prediction_set"] = sets
-        tensors["out_of_distribution_score"] = found.strangeness
-        if found.ood.threshold is not None:
-            tensors["out_of_distribution"] = found.out_of_distribution
     if not isinstance(found, CalibratedValues):
         return tensors
     tensors["calibrated_standard_deviation"] = found.total

@@ -330,7 +330,7 @@ class UncertaintyTable(_Table):
         class_conditional: whether its sets hold the truth as often for the rows of each class; a class with
             few calibration rows is then in every set.
         intervals: method of a regressor's intervals.
-        ood_score: by which a classifier tells unlike rows; ``nearest`` keeps some training rows in the run.
+        ood_score: by which unlike rows are told; ``auto`` and ``nearest`` keep some training rows in the run.
         false_alarms: share of usual rows that may be flagged as unlike; kept in thousandths.
     """
 
@@ -342,12 +342,12 @@ class UncertaintyTable(_Table):
         Literal["absolute", "scaled", "cqr"], Field(description="regression: absolute, scaled or cqr")
     ] = "scaled"
     ood_score: Annotated[
-        Literal["max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"],
+        Literal["auto", "max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"],
         Field(
-            description="classification: max_probability, predictive_entropy, mutual_information, energy "
-            "or nearest"
+            description="auto or nearest; classification: max_probability, predictive_entropy, "
+            "mutual_information or energy too"
         ),
-    ] = "predictive_entropy"
+    ] = "auto"
     false_alarms: Annotated[int, BeforeValidator(_thousandths)] = Field(
         50, ge=1, le=999, description="a fraction from 0.001 to 0.999, such as 0.05, or thousandths, 1 to 999"
     )

@@ -195,7 +195,7 @@ def train(
             "best_epoch": float(fitted.best.number),
         }
         kept = {VALIDATION: split.validation, CALIBRATION: split.calibration}
-        if recipe.uncertainty.ood_score == "nearest":
+        if recipe.uncertainty.ood_score in ("auto", "nearest"):
             kept[REFERENCE] = np.sort(np.random.default_rng(0).permutation(split.train)[:_REFERENCES])
         for file, rows in kept.items():
             if len(rows):

@@ -14,7 +14,7 @@ from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float
 from dropserve.uncertainty.conformal import ConformalClassifier, class_scores, row_uniforms, with_label
 from dropserve.uncertainty.intervals import ConformalRegressor
-from dropserve.uncertainty.ood import OodThreshold, score
+from dropserve.uncertainty.ood import AUTO, OodThreshold, OutOfDistribution, graph_score, score
 from dropserve.uncertainty.record import Calibration
 from dropserve.uncertainty.regression import central_interval, noise_of, spread
 
@@ -27,18 +27,16 @@ class CalibratedClasses:
         probabilities: at the calibrated temperature [B, C].
         nonconformity: score of each class [B, C]; a set holds those up to a threshold.
         label: most probable class [B], before calibration; it is in every set.
-        strangeness: out-of-distribution score [B].
         conformal: gives the threshold.
-        ood: the threshold of ``strangeness``.
+        detected: what is out of distribution.
         rests_on: what few calibration rows mean for the temperature, in words.
     """
 
     probabilities: Float
     nonconformity: Float
     label: NDArray[np.intp]
-    strangeness: Float
     conformal: ConformalClassifier
-    ood: OodThreshold
+    detected: OutOfDistribution
     rests_on: tuple[str, ...] = ()
 
     def sets(self, coverage: int) -> Bool | None:
@@ -56,9 +54,19 @@ class CalibratedClasses:
         return _notes(*self.rests_on, of_sets, self.ood.note())
 
     @property
+    def strangeness(self) -> Float:
+        """Out-of-distribution score [B]."""
+        return self.detected.values
+
+    @property
+    def ood(self) -> OodThreshold:
+        """The threshold of ``strangeness``."""
+        return self.detected.ood
+
+    @property
     def out_of_distribution(self) -> Bool:
-        """Whether each row looks unlike the data of calibration [B]."""
-        return self.ood.flags(self.strangeness)
+        """Whether each row looks out of distribution [B]."""
+        return self.detected.flags
 
     def take(self, rows: slice) -> CalibratedClasses:
         """The answers to some of the rows."""
@@ -67,7 +75,7 @@ class CalibratedClasses:
             probabilities=self.probabilities[rows],
             nonconformity=self.nonconformity[rows],
             label=self.label[rows],
-            strangeness=self.strangeness[rows],
+            detected=self.detected.take(rows),
         )
 
 
@@ -83,6 +91,7 @@ class CalibratedValues:
         second: deviations by which intervals are scaled, or upper ends of the band [B, D].
         conformal: makes intervals of these two.
         rests_on: what few calibration rows mean for the deviations, in words.
+        detected: what is out of distribution; None where nothing compares rows with those of training.
     """
 
     epistemic: Float
@@ -92,6 +101,7 @@ class CalibratedValues:
     second: Float
     conformal: ConformalRegressor
     rests_on: tuple[str, ...] = ()
+    detected: OutOfDistribution | None = None
 
     def intervals(self, coverage: int) -> tuple[Float, Float] | None:
         """Lower and upper ends [B, D] at a coverage in parts per thousand.
@@ -104,7 +114,8 @@ class CalibratedValues:
 
     def notes(self, coverage: int, _labels: Sequence[str] = ()) -> list[str]:
         """What few calibration rows mean for the answers, in words."""
-        return _notes(*self.rests_on, self.conformal.note(coverage) or self.conformal.few(coverage))
+        of_intervals = self.conformal.note(coverage) or self.conformal.few(coverage)
+        return _notes(*self.rests_on, of_intervals, self.detected and self.detected.ood.note())
 
     def take(self, rows: slice) -> CalibratedValues:
         """The answers to some of the rows."""
@@ -115,6 +126,7 @@ class CalibratedValues:
             total=self.total[rows],
             first=self.first[rows],
             second=self.second[rows],
+            detected=None if self.detected is None else self.detected.take(rows),
         )
 
 
@@ -125,6 +137,7 @@ def calibrated_classes(
     inputs: Mapping[str, NDArray[Any]],
     seed: int,
     nearest: ArrayLike | None = None,
+    columns: tuple[str, ...] = (),
 ) -> CalibratedClasses:
     """Apply a classifier's calibration.
 
@@ -134,7 +147,8 @@ def calibrated_classes(
         statistics: of the same samples, uncalibrated.
         inputs: for the name of each input [B, ...].
         seed: of the query.
-        nearest: [B], where the out-of-distribution score is that one.
+        nearest: what the graph of the out-of-distribution score gave, where it has one.
+        columns: names of the values of a row, for reasons.
 
     Raises:
         UsageError: if the calibration is of a regressor.
@@ -149,15 +163,25 @@ def calibrated_classes(
             statistics.mean, c.sets.method, uniforms, penalty=c.sets.penalty, free_ranks=c.sets.free_ranks
         ),
         label=statistics.mean.argmax(axis=1),
-        strangeness=score(c.ood.score, statistics, logits, nearest),
         conformal=c.sets,
-        ood=c.ood,
+        detected=OutOfDistribution(
+            c.ood,
+            score(c.ood.score, statistics, logits, nearest, c.ood.parts),
+            _table(c.ood, nearest),
+            columns,
+        ),
         rests_on=c.notes(),
     )
 
 
 def calibrated_values(
-    calibration: Calibration, samples: ArrayLike, *, block: int, variances: ArrayLike | None = None
+    calibration: Calibration,
+    samples: ArrayLike,
+    *,
+    block: int,
+    variances: ArrayLike | None = None,
+    nearest: ArrayLike | None = None,
+    columns: tuple[str, ...] = (),
 ) -> CalibratedValues:
     """Apply a regressor's calibration.
 
@@ -166,6 +190,8 @@ def calibrated_values(
         samples: [T, B, D].
         block: block size of their masks.
         variances: of the noise [T, B, D], from a heteroscedastic head.
+        nearest: what the graph of the out-of-distribution score gave, where it has one.
+        columns: names of the values of a row, for reasons.
 
     Raises:
         UsageError: if the calibration is of a classifier, or of another kind of noise.
@@ -181,10 +207,25 @@ def calibrated_values(
     first, second = found.mean, found.total
     if c.band is not None:
         first, second = central_interval(samples, noise, c.band / 1000)
+    detected = None
+    if c.ood is not None:
+        values = graph_score(c.ood.score, nearest, c.ood.parts)
+        detected = OutOfDistribution(c.ood, values, _table(c.ood, nearest), columns)
     return CalibratedValues(
-        found.epistemic, found.aleatoric, c.scaling.std(found.total), first, second, c.intervals, c.notes()
+        found.epistemic,
+        found.aleatoric,
+        c.scaling.std(found.total),
+        first,
+        second,
+        c.intervals,
+        c.notes(),
+        detected,
     )
 
 
 def _notes(*found: str | None) -> list[str]:
     return [note for note in found if note is not None]
+
+
+def _table(ood: OodThreshold, nearest: ArrayLike | None) -> Float | None:
+    return np.asarray(nearest, np.float64) if nearest is not None and ood.score == AUTO else None

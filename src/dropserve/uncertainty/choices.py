@@ -29,7 +29,7 @@ class Choices:
     sets: Method = "lac"
     class_conditional: bool = False
     intervals: IntervalMethod = "scaled"
-    ood_score: ScoreName = "predictive_entropy"
+    ood_score: ScoreName = "auto"
     false_alarms: int = 50
 
     @classmethod

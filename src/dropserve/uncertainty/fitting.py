@@ -14,6 +14,7 @@ from dropserve.signature import Site
 from dropserve.uncertainty.calibration import Assumptions, Temperature, VarianceScaling
 from dropserve.uncertainty.checks import as_float
 from dropserve.uncertainty.conformal import ConformalClassifier, Method, row_uniforms
+from dropserve.uncertainty.distances import Part
 from dropserve.uncertainty.folds import LEAST
 from dropserve.uncertainty.intervals import ConformalRegressor, IntervalMethod
 from dropserve.uncertainty.ood import OodThreshold
@@ -35,6 +36,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     score: str = "predictive_entropy",
     false_alarms: int = 50,
     nearest: ArrayLike | None = None,
+    parts: Sequence[Part] = (),
 ) -> Calibration:
     """Calibrate a classifier.
 
@@ -52,7 +54,8 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         class_conditional: whether their guarantee shall hold for the rows of each class.
         score: of the out-of-distribution threshold.
         false_alarms: parts per thousand.
-        nearest: [B], for the score of that name.
+        nearest: what the graph of the scores ``nearest`` [B] or ``auto`` [B, columns] gave.
+        parts: of ``auto``.
 
     Raises:
         UsageError: for arrays that do not fit.
@@ -76,7 +79,10 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
             class_conditional=class_conditional,
         ),
         ood=OodThreshold.fit(
-            ood_score(score, statistics, values, nearest), score=score, false_alarms=false_alarms
+            ood_score(score, statistics, values, nearest, parts),
+            score=score,
+            false_alarms=false_alarms,
+            parts=parts,
         ),
         before=Scores.of(statistics.mean, labels),
         after=after,

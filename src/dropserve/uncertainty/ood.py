@@ -5,6 +5,7 @@ The threshold is fixed on validation rows alone, at a stated rate of false alarm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,14 +15,21 @@ from numpy.typing import ArrayLike
 from dropserve.dropout.statistics import ClassificationStatistics
 from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float, as_float
+from dropserve.uncertainty.distances import Part, combined, far_outside, reason
 from dropserve.uncertainty.quantiles import WHOLE, Quantiles
 from dropserve.uncertainty.ranking import auroc, fpr_at_tpr
 
-ScoreName = Literal["max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"]
+ScoreName = Literal[
+    "auto", "max_probability", "predictive_entropy", "mutual_information", "energy", "nearest"
+]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
-NEAREST = "nearest"
-"""Comes from a graph of its own, not from samples: how far the hidden layers' activations are from those of
-the most similar training row (see ``export.nearest``)."""
+AUTO, NEAREST = "auto", "nearest"
+"""These come from a graph of their own, not from samples. ``nearest``: how far the hidden layers' activations
+are from those of the most similar training row (see ``export.nearest``). ``auto``: the largest of several
+distances from training rows, each on the same scale (see ``uncertainty.distances``)."""
+GRAPHS = frozenset({AUTO, NEAREST})
+INDECISION = frozenset({"max_probability", "predictive_entropy", "mutual_information"})
+"""Scores that measure indecision between classes. A model may be sure of a row that is like none it knows."""
 
 
 def score(
@@ -29,6 +37,7 @@ def score(
     statistics: ClassificationStatistics,
     logits: ArrayLike | None = None,
     nearest: ArrayLike | None = None,
+    parts: Sequence[Part] = (),
 ) -> Float:
     """One of the scores [B].
 
@@ -36,16 +45,26 @@ def score(
         name: one of ``SCORES``.
         statistics: of the rows.
         logits: [T, B, C], for ``energy``.
-        nearest: [B], what the graph of ``nearest`` gave.
+        nearest: what the graph of ``nearest`` [B] or ``auto`` [B, columns] gave.
+        parts: of ``auto``.
 
     Raises:
         UsageError: for a score that needs what was not given.
     """
-    if name == NEAREST:
-        if nearest is None:
-            raise UsageError("the score 'nearest' needs what its graph gives; export the model again")
-        return as_float(nearest, "[B]")
+    if name in GRAPHS:
+        return graph_score(name, nearest, parts)
     return scores(statistics, logits if name == "energy" else None)[name]
+
+
+def graph_score(name: str, nearest: ArrayLike | None, parts: Sequence[Part] = ()) -> Float:
+    """A score that needs no samples [B]: ``auto`` or ``nearest``.
+
+    Raises:
+        UsageError: without what its graph gives.
+    """
+    if nearest is None:
+        raise UsageError(f"the score {name!r} needs what its graph gives; export the model again")
+    return combined(nearest, parts) if name == AUTO else as_float(nearest, "[B]")
 
 
 def scores(statistics: ClassificationStatistics, logits: ArrayLike | None = None) -> dict[str, Float]:
@@ -83,15 +102,19 @@ class OodThreshold:
         threshold: flagged above it; None never flags, as there were too few validation rows for the rate.
         false_alarms: parts per thousand of rows *in* distribution that may be flagged, on average.
         rows: validation rows that it was fixed on.
+        parts: of the score ``auto``.
     """
 
     score: str
     threshold: float | None
     false_alarms: int
     rows: int
+    parts: tuple[Part, ...] = ()
 
     @classmethod
-    def fit(cls, values: ArrayLike, *, score: str, false_alarms: int = 50) -> OodThreshold:
+    def fit(
+        cls, values: ArrayLike, *, score: str, false_alarms: int = 50, parts: Sequence[Part] = ()
+    ) -> OodThreshold:
         """Fix the threshold.
 
         It is the order statistic of split conformal prediction, so that a new row in distribution is flagged
@@ -102,6 +125,7 @@ class OodThreshold:
             values: scores of validation rows [B].
             score: its name.
             false_alarms: parts per thousand, 1 to 999.
+            parts: of the score ``auto``.
 
         Raises:
             UsageError: for an unknown score or a rate out of range.
@@ -110,22 +134,90 @@ class OodThreshold:
             raise UsageError(f"out-of-distribution score {score!r}: expected one of {', '.join(SCORES)}")
         quantiles = Quantiles.of(values)
         found = quantiles.at(WHOLE - false_alarms)
-        return cls(score, None if np.isinf(found) else found, false_alarms, quantiles.count)
+        return cls(score, None if np.isinf(found) else found, false_alarms, quantiles.count, tuple(parts))
 
-    def flags(self, values: ArrayLike) -> Bool:
-        """Whether each row [B] looks out of distribution."""
-        limit = np.inf if self.threshold is None else self.threshold
-        return as_float(values, "[B]") > limit
+    def flags(self, values: ArrayLike, nearest: ArrayLike | None = None) -> Bool:
+        """Whether each row [B] looks out of distribution.
+
+        Without a threshold ``auto`` still tells a value that lies farther outside the range of training than
+        that range is wide; no rate of false alarms holds then.
+
+        Args:
+            values: scores [B].
+            nearest: what the graph of ``auto`` gave [B, columns].
+        """
+        found = as_float(values, "[B]")
+        if self.threshold is not None:
+            return found > self.threshold
+        if self.score == AUTO and nearest is not None:
+            return far_outside(nearest)
+        return np.zeros(len(found), np.bool_)
 
     def note(self) -> str | None:
-        """Why nothing is ever flagged; None if something may be."""
+        """Why no score is ever flagged; None if one may be."""
         if self.threshold is not None:
             return None
-        return (
+        note = (
             f"{self.rows} validation rows cannot fix a threshold at a false alarm rate of "
             f"{self.false_alarms / WHOLE:g}; it takes at least "
             f"{-(-(WHOLE - self.false_alarms) // self.false_alarms)}"
         )
+        return f"{note}. Only values far outside the training range are flagged" if self.parts else note
+
+    def meaning(self) -> str | None:
+        """What the score measures, where that is not how unlike the training rows a row is."""
+        if self.score not in INDECISION:
+            return None
+        return (
+            f"{self.score} measures indecision between classes; a row unlike all training rows may pass it. "
+            'uncertainty.ood_score = "auto" in the recipe compares rows with training rows'
+        )
+
+
+@dataclass(frozen=True)
+class OutOfDistribution:
+    """What was found about B rows.
+
+    Attributes:
+        ood: the threshold.
+        values: scores [B].
+        nearest: what the graph of ``auto`` gave [B, columns]; None for another score.
+        columns: names of the values of a row, for reasons.
+    """
+
+    ood: OodThreshold
+    values: Float
+    nearest: Float | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> Bool:
+        """Whether each row looks unlike the training rows [B]."""
+        return self.ood.flags(self.values, self.nearest)
+
+    def rows(self) -> list[dict[str, bool | float | str | None]]:
+        """Flag, score and reason of each row; the flag is null where no threshold could judge it."""
+        found: list[dict[str, bool | float | str | None]] = []
+        for row, (value, flag) in enumerate(zip(self.values.tolist(), self.flags.tolist(), strict=True)):
+            unknown = self.ood.threshold is None and not flag
+            found.append(
+                {
+                    "out_of_distribution": None if unknown else flag,
+                    "out_of_distribution_score": value,
+                    "out_of_distribution_reason": self._reason(row) if flag else None,
+                }
+            )
+        return found
+
+    def _reason(self, row: int) -> str:
+        if self.nearest is not None and self.ood.score == AUTO:
+            return reason(self.nearest[row], self.ood.parts, self.ood.threshold, self.columns)
+        return f"{self.ood.score} {self.values[row]:.4g}, threshold {self.ood.threshold:.4g}"
+
+    def take(self, rows: slice) -> OutOfDistribution:
+        """The same for some of the rows."""
+        nearest = None if self.nearest is None else self.nearest[rows]
+        return OutOfDistribution(self.ood, self.values[rows], nearest, self.columns)
 
 
 @dataclass(frozen=True)

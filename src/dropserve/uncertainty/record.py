@@ -35,7 +35,7 @@ class Calibration:
         after: classification: the same calibrated, each row by a temperature from other rows; None of too
             few rows. Versions that were exported before these were kept have neither.
         sets: classification.
-        ood: classification.
+        ood: of classifiers; of regressors where the run kept training rows to compare with.
         precision: regression: the noise of each target; empty for a heteroscedastic head.
         scaling: regression: of the total standard deviation.
         intervals: regression.
