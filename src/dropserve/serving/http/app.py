@@ -56,6 +56,7 @@ _JSON = "application/json"
 _JSON_HEADER = (b"content-type", _JSON.encode())
 _HEALTH = "/v2/health/"  # probes carry no token, and learn nothing
 _LATE = math.inf  # in the place of a deadline that has passed
+_PATIENT_S = 0.1  # seconds after which a caller is watched, who may go
 _KNOWN_HOSTS = 64  # values of Host that are remembered
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 _UNKNOWN = Reply(
@@ -345,9 +346,18 @@ async def _compute(endpoint: ModelEndpoint, request: HttpRequest, receive: Recei
     withdraw = endpoint.submit(request, on_reply)
     if withdraw is None or future.done():
         return await future
-    watching = asyncio.create_task(_until_gone(receive, on_reply))
-    reply = await future
-    watching.cancel()
+    watching: list[asyncio.Task[None]] = []  # only what takes a while is worth a task of its own
+
+    def watch() -> None:
+        watching.append(asyncio.create_task(_until_gone(receive, on_reply)))
+
+    timer = asyncio.get_running_loop().call_later(_PATIENT_S, watch)
+    try:
+        reply = await future
+    finally:
+        timer.cancel()
+        for task in watching:
+            task.cancel()
     if reply is None:
         withdraw()
     return reply
