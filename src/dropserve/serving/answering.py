@@ -22,7 +22,7 @@ from dropserve.uncertainty.ood import OutOfDistribution
 
 WARM_HEADER = "x-dropserve-warm"
 _SHORT = 1024  # rows times samples of a request that is computed whole, together with others
-_CHUNK_S = 0.02  # seconds that a chunk of a long request shall take
+_CHUNK_S = 0.01  # seconds that a chunk of a long request shall take
 log = logging.getLogger("dropserve.serving")
 
 
