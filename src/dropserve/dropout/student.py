@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from dropserve.errors import UsageError
 
 
@@ -39,3 +42,12 @@ def t_quantile(level: float, df: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if t_coverage(middle, df) < level else (low, middle)
     return high
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Mean of values [n], and half the width of its interval; infinite for fewer than two values."""
+    array = np.asarray(values, np.float64)
+    mean = float(array.mean()) if len(array) else math.nan
+    if len(array) < 2:
+        return mean, math.inf
+    return mean, t_quantile(level, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))

@@ -22,6 +22,20 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A question of who decides, and what is known.
+
+    Attributes:
+        said: paragraphs, or the lines of a list.
+        listed: whether it is a list.
+    """
+
+    question: str
+    said: tuple[str, ...]
+    listed: bool = False
+
+
+@dataclass(frozen=True)
 class Notice:
     """A paragraph that stands out."""
 
@@ -116,6 +130,7 @@ class Page:
 
     title: str
     subtitle: str
+    summary: tuple[Answer, ...]
     facts: tuple[Fact, ...]
     warnings: tuple[Notice, ...]
     sections: tuple[Section, ...]

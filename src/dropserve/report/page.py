@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import cast
 
 from dropserve.errors import DropserveError, MissingExtraError
 from dropserve.uncertainty.metrics import ece
@@ -15,10 +14,10 @@ from . import about, classes, examples, learning, precision, proof, sets, tested
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
 from .content import Fact, Page, Section
 from .evidence import Evidence, HeldOut
+from .summary import FEW, split_of, summarise
 from .words import between, count, number, percent
 
 REPORT = "report.html"
-FEW = 100  # rows, below which a share of them is uncertain by ten points or so
 _CLASSES = (
     ("reliability", "Can its probabilities be believed?"),
     ("selective", "What if it declines when in doubt?"),
@@ -70,6 +69,7 @@ def compose(evidence: Evidence) -> Page:
     return Page(
         title=f"{manifest.name}, version {manifest.version}",
         subtitle=f"{manifest.task} model, exported {created} UTC from run {manifest.run}",
+        summary=summarise(evidence),
         facts=(
             *_quality(evidence),
             proof.fact(evidence),
@@ -106,16 +106,15 @@ def _quality(evidence: Evidence) -> tuple[Fact, ...]:
     metrics = evidence.run.manifest.metrics
     for part in ("test", "validation"):
         if (share := metrics.get(f"{part}_accuracy")) is not None:
-            return (_right(share, evidence.run.manifest.data.get("rows"), part),)
+            return (_right(share, split_of(evidence.run.manifest).get(part, 0), part),)
         if (off := metrics.get(f"{part}_rmse")) is not None:
             return (Fact(number(off), f"root mean square error on {part} rows"),)
     return ()
 
 
-def _right(share: float, split: object, part: str) -> Fact:
+def _right(share: float, rows: int, part: str) -> Fact:
     """A share of right answers, with its interval where the number of rows is known."""
-    rows = cast("dict[str, object]", split).get(part) if isinstance(split, dict) else None
-    if not isinstance(rows, int) or rows < 1:
+    if rows < 1:
         return Fact(percent(share), f"right on {part} rows; how many there were is not known")
     hits = round(share * rows)
     few = "; too few rows to tell more" if rows < FEW else ""

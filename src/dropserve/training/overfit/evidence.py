@@ -6,12 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from dropserve.dropout.student import t_quantile
+from dropserve.dropout.student import mean_interval
 from dropserve.training.overfit.study import Cell
-
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,7 @@ class Bar:
     @classmethod
     def of(cls, values: Sequence[float]) -> Bar:
         """Of one number for each seed, at least two."""
-        array = np.asarray(values, np.float64)
-        error = float(array.std(ddof=1)) / math.sqrt(len(array))
-        return cls(float(array.mean()), t_quantile(_LEVEL, len(array) - 1) * error)
+        return cls(*mean_interval(values))
 
     @property
     def clear(self) -> int:
