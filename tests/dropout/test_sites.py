@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everyone writes it
 from torch import nn
 
+from dropserve.dropout.mode import no_fused_attention
 from dropserve.dropout.program import masked_program
 from dropserve.dropout.sites import find_sites
 from dropserve.errors import BatchAxisError, DropoutError, ModelSourceError, UnmaskableError
@@ -304,3 +306,26 @@ def test_batch_statistics_need_other_rows_and_are_refused():
     net = Net(lambda m, x: m.drop(m.norm(x)), norm=norm, drop=nn.Dropout(0.1))
     with pytest.raises(BatchAxisError, match="one alone"):
         masked_program(net, [parse_input("8")])
+
+
+def test_two_threads_that_keep_fused_attention_off_leave_it_as_it_was() -> None:
+    first_in, second_in = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with no_fused_attention():
+            first_in.set()
+            second_in.wait(10)
+
+    def second() -> None:
+        first_in.wait(10)
+        with no_fused_attention():
+            second_in.set()
+            threads[0].join()  # the first goes before the second does
+            assert not torch.backends.mha.get_fastpath_enabled()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -26,6 +26,7 @@ from witness import Question, Witnesses
 from dropserve.dropout.masks import draw
 from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment
+from dropserve.serving.frontend import private_client
 from dropserve.serving.hosts import host_named
 from dropserve.serving.runtime import free_ports
 from dropserve.serving.supervisor import State
@@ -139,7 +140,7 @@ class Server:
 
 def _whole(deployment: Deployment) -> bool:
     host = host_named(deployment.engine)
-    with httpx.Client(base_url=f"http://127.0.0.1:{deployment.management_port}") as private:
+    with private_client(deployment, 5) as private:
         return all(host.ready_workers(deployment, e, private) == e.workers for e in deployment.endpoints)
 
 

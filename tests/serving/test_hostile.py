@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from attacks import huge
 from siege import Siege, lay
@@ -20,6 +19,7 @@ from wire import JSON, Reply, Request, send
 from dropserve.manifest import VersionManifest
 from dropserve.serving import lifecycle
 from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.frontend import private_client
 from dropserve.serving.runtime import free_ports
 from dropserve.store import Stored
 
@@ -106,11 +106,11 @@ class TorchServeHost:
 
     def workers(self) -> set[tuple[str, int, str]]:
         """Endpoint, pid and status of every worker, from TorchServe's own books."""
-        management = f"http://127.0.0.1:{self._deployment.management_port}"
         found = set()
-        for endpoint in self._deployment.endpoints:
-            for worker in httpx.get(f"{management}/models/{endpoint.name}").json()[0]["workers"]:
-                found.add((endpoint.name, worker["pid"], worker["status"]))
+        with private_client(self._deployment, 5) as management:
+            for endpoint in self._deployment.endpoints:
+                for worker in management.get(f"/models/{endpoint.name}").json()[0]["workers"]:
+                    found.add((endpoint.name, worker["pid"], worker["status"]))
         return found
 
     def log(self) -> str:

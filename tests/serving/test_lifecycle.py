@@ -23,7 +23,8 @@ from dropserve.manifest import VersionManifest
 from dropserve.serving import lifecycle
 from dropserve.serving.deploy import deploy
 from dropserve.serving.deployment import Options
-from dropserve.serving.runtime import LOOPBACK, ProcessId, check_port, free_ports, java
+from dropserve.serving.process import ProcessId
+from dropserve.serving.runtime import LOOPBACK, check_port, free_ports, java
 from dropserve.serving.supervisor import State, write_state
 from dropserve.store import Store, Stored
 
@@ -268,7 +269,8 @@ def test_other_machines_need_tls_and_a_token(run_dir: Path, mlp_version: Version
     text = (deployment.folder / "config.properties").read_text("ascii")
     assert "disable_token_authorization=false" in text
     assert "inference_address=http://0.0.0.0:" in text
-    assert "management_address=http://127.0.0.1:" in text
+    assert f"management_address=unix:{deployment.scratch}/" in text
+    assert deployment.folder.stat().st_mode & 0o077 == 0, "no other user reaches the socket"
     assert deployment.folder.stat().st_mode & 0o077 == 0, "the token lies in it"
     deployment.remove()
 

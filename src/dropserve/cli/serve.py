@@ -236,9 +236,13 @@ def _curl(project: Project, deployment: Deployment, endpoint: Endpoint) -> str:
 
 
 def _example_file(project: Project, deployment: Deployment, endpoint: Endpoint) -> Path:
+    """The model's example, where it stays when the server stops; on a full disk, where the server has it."""
     path = project.run_dir / "examples" / f"{endpoint.model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(deployment.example(endpoint))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(deployment.example(endpoint))
+    except OSError:
+        return deployment.example_file(endpoint)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,12 +51,36 @@ class DropoutMode(TorchFunctionMode):
             return form(*args, **kwargs)
 
 
+class _FusedAttention:
+    """Counts who wants torch's fused kernels off: the switch is the process's, and threads may overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = True
+
+    def off(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(value=False)
+            self._users += 1
+
+    def back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                torch.backends.mha.set_fastpath_enabled(value=self._before)
+
+
+_fused_attention = _FusedAttention()
+
+
 @contextmanager
 def no_fused_attention() -> Generator[None]:
     """Keep transformer layers off the fused kernels, which skip dropout and pad by other rules."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(value=False)
+    _fused_attention.off()
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(value=before)
+        _fused_attention.back()

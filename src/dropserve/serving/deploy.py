@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dropserve.errors import CorruptStoreError, UsageError
+from dropserve.errors import CorruptStoreError, ServerError, UsageError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Endpoint, Options
-from dropserve.serving.hosts import LaunchContext, host_named, threads_per_worker
+from dropserve.serving.hosts import Host, LaunchContext, host_named, threads_per_worker
 from dropserve.serving.parameters import SUFFIX
 from dropserve.serving.runtime import is_loopback
 from dropserve.serving.tuning import Properties, endpoint_config, read_properties
 from dropserve.store import Stored
+
+_MANAGEMENT = "management.sock"
 
 
 def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: Options) -> Deployment:
@@ -34,6 +36,7 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
         UsageError: if a setting is wrong.
         CorruptStoreError: if an archive is not what the manifest says.
         MissingExtraError: if what the engine stands on is not installed.
+        ServerError: if the folder cannot be written, on a full disk say; nothing is left of it.
     """
     properties = read_properties(options.properties)
     remote = not is_loopback(options.host)
@@ -46,11 +49,31 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
     host = host_named(options.engine)
     host.check(properties, options, tls=tls)
     folder = (run_dir / f"server-{secrets.token_hex(4)}").absolute()
-    folder.mkdir(parents=True, mode=0o700)
     try:
-        endpoints = [e for version in versions for e in unpack(version, folder, options, properties)]
-        scratch = _scratch(folder, host.longest_scratch)
-        logs = run_dir.absolute() / "logs"
+        folder.mkdir(parents=True, mode=0o700)
+        return _write(folder, versions, options, host, properties, tls=tls)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ServerError(
+            f"a server cannot be prepared in {run_dir}: {error}. Mend this and try again."
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(
+    folder: Path,
+    versions: Sequence[Stored[VersionManifest]],
+    options: Options,
+    host: Host,
+    properties: Properties,
+    *,
+    tls: bool,
+) -> Deployment:
+    endpoints = [e for version in versions for e in unpack(version, folder, options, properties)]
+    logs, scratch = folder.parent / "logs", _scratch(folder, host.longest_scratch)
+    try:
         launch = host.launch(LaunchContext(folder, scratch, logs, properties, options, endpoints))
         threads = threads_per_worker(sum(endpoint.workers for endpoint in endpoints))
         ports = host.private_ports(options.metrics_port)
@@ -60,10 +83,11 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
             logs=logs,
             host=options.host,
             tls=tls,
-            tokens=(remote and options.tokens) or options.token_file is not None,
+            tokens=(not is_loopback(options.host) and options.tokens) or options.token_file is not None,
             drawn=options.token_file is None,
             port=options.port,
             management_port=ports.management,
+            management_socket=None if ports.management else scratch / _MANAGEMENT,
             metrics_port=ports.metrics,
             endpoints=tuple(endpoints),
             engine=options.engine,
@@ -74,7 +98,7 @@ def deploy(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options: 
         host.write(deployment, properties, options)
         (folder / "deployment.json").write_text(deployment.model_dump_json(indent=1), "utf-8")
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     return deployment
 
@@ -138,7 +162,7 @@ def _scratch(folder: Path, longest: int) -> Path:
     scratch = folder / "tmp"
     if len(str(scratch).encode()) > longest:
         return Path(tempfile.mkdtemp(prefix="dropserve-"))
-    scratch.mkdir()
+    scratch.mkdir(mode=0o700)
     return scratch
 
 

@@ -51,7 +51,8 @@ class Deployment(BaseModel):
         tokens: whether requests must carry a token.
         drawn: whether that is a new one whenever the server is started.
         port: the port that clients use.
-        management_port: private, for readiness.
+        management_port: private, for readiness; 0 where there is a socket for it.
+        management_socket: the same as a Unix socket in ``scratch``, which no other user can reach.
         metrics_port: figures for Prometheus.
         endpoints: what it serves.
         engine: the host.
@@ -71,6 +72,7 @@ class Deployment(BaseModel):
     drawn: bool = True
     port: int
     management_port: int
+    management_socket: Path | None = None
     metrics_port: int
     endpoints: tuple[Endpoint, ...]
     engine: EngineName = "torchserve"
@@ -95,9 +97,13 @@ class Deployment(BaseModel):
         key = json.loads((self.folder / KEYS).read_bytes())[kind]["key"]
         return {"authorization": f"Bearer {key}"}
 
+    def example_file(self, endpoint: Endpoint) -> Path:
+        """Where :meth:`example` stands while the server runs."""
+        return self.folder / "models" / endpoint.name / "example.json"
+
     def example(self, endpoint: Endpoint) -> bytes:
         """A request with the example row of the model."""
-        return (self.folder / "models" / endpoint.name / "example.json").read_bytes()
+        return self.example_file(endpoint).read_bytes()
 
     def remove(self) -> None:
         """Delete its files; logs stay."""

@@ -16,7 +16,8 @@ from dropserve.serving.answering import WARM_HEADER
 from dropserve.serving.deployment import MODEL_LOG, Deployment, Endpoint
 from dropserve.serving.hosts import host_named
 from dropserve.serving.loaded import LOAD_FAILED
-from dropserve.serving.runtime import LOOPBACK, ProcessId
+from dropserve.serving.process import ProcessId
+from dropserve.serving.runtime import LOOPBACK
 
 Progress = Callable[[str], None]
 CONSOLE = "console.log"
@@ -31,18 +32,19 @@ class Frontend:
 
     Args:
         deployment: what to run.
+        lock: descriptor of the lock of a running server, which the process inherits.
 
     Raises:
         ServerError: if the program cannot be started.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, lock: int) -> None:
         self.deployment = deployment
         self._host = host_named(deployment.engine)
-        deployment.logs.mkdir(parents=True, exist_ok=True)
         self._log_start = {name: _size(deployment.logs / name) for name in (CONSOLE, MODEL_LOG)}
-        with (deployment.logs / CONSOLE).open("ab") as console:
-            try:
+        try:
+            deployment.logs.mkdir(parents=True, exist_ok=True)
+            with (deployment.logs / CONSOLE).open("ab") as console:
                 self._process = subprocess.Popen(  # noqa: S603  # our own command
                     deployment.command,
                     cwd=deployment.folder,
@@ -50,9 +52,10 @@ class Frontend:
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=console,
+                    pass_fds=[lock],
                 )
-            except OSError as error:
-                raise ServerError(f"{deployment.command[0]} cannot be started: {error}") from error
+        except OSError as error:
+            raise ServerError(f"{deployment.command[0]} cannot be started: {error}") from error
         self.id = ProcessId.of(self._process.pid)
 
     @property
@@ -62,9 +65,9 @@ class Frontend:
 
     def heard(self) -> bool:
         """Whether it answers a question about its health now."""
-        url = f"http://{LOOPBACK}:{self.deployment.management_port}/v2/health/live"
         try:
-            return httpx.get(url, timeout=_HEALTH).status_code == 200
+            with private_client(self.deployment, _HEALTH) as http:
+                return http.get("/v2/health/live").status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -98,7 +101,7 @@ class Frontend:
         """
         deadline = time.monotonic() + seconds
         total = sum(endpoint.workers for endpoint in self.deployment.endpoints)
-        with httpx.Client(base_url=f"http://{LOOPBACK}:{self.deployment.management_port}", timeout=5) as http:
+        with private_client(self.deployment, 5) as http:
             while True:
                 ready = sum(min(e.workers, self._ready(http, e)) for e in self.deployment.endpoints)
                 progress(f"{ready} of {total} workers ready")
@@ -160,6 +163,19 @@ class Frontend:
             with path.open("rb") as file:
                 file.seek(self._log_start[name])
                 yield from file.read().decode("utf-8", "replace").splitlines()
+
+
+def private_client(deployment: Deployment, seconds: float) -> httpx.Client:
+    """A client of the server's private address: a socket in its folder, or a port on loopback.
+
+    Args:
+        deployment: what runs.
+        seconds: how long an answer may take.
+    """
+    if deployment.management_socket is not None:
+        transport = httpx.HTTPTransport(uds=str(deployment.management_socket))
+        return httpx.Client(transport=transport, base_url="http://localhost", timeout=seconds)
+    return httpx.Client(base_url=f"http://{LOOPBACK}:{deployment.management_port}", timeout=seconds)
 
 
 def _ask(http: httpx.Client, url: str, body: bytes) -> str | None:

@@ -50,7 +50,12 @@ def threads_per_worker(workers: int) -> int:
 
 
 class PrivatePorts(NamedTuple):
-    """Ports on loopback: for readiness, and for figures. A host may have one listener for both."""
+    """Ports on loopback: for readiness, and for figures. A host may have one listener for both.
+
+    Attributes:
+        management: 0 where the host takes a Unix socket in the deployment's private folder.
+        metrics: for Prometheus.
+    """
 
     management: int
     metrics: int

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from dropserve.errors import UsageError
 from dropserve.serving.deployment import Deployment, Endpoint, Options
 from dropserve.serving.hosts import LaunchContext, LaunchSpec, PrivatePorts
-from dropserve.serving.runtime import LOOPBACK, bracketed, cores, free_ports, java, torchserve_home
+from dropserve.serving.runtime import (
+    LOOPBACK,
+    cores,
+    free_ports,
+    java,
+    torchserve_home,
+    unreachable_address,
+)
 from dropserve.serving.tally import metrics_config
 from dropserve.serving.tuning import Properties, escape
 
@@ -36,16 +43,20 @@ class TorchServeHost:
         self._java, self._home = java(), torchserve_home()
 
     def private_ports(self, chosen: int | None) -> PrivatePorts:
-        """A listener for each."""
-        management, metrics = free_ports(2)
-        return PrivatePorts(management, chosen or metrics)
+        """Management has a socket: who reaches it may unload models, and on loopback it asks for no token."""
+        return PrivatePorts(0, chosen or free_ports(1)[0])
 
     def check(self, properties: Properties, options: Options, *, tls: bool) -> None:  # noqa: ARG002  # the protocol's
         """Refuse what TorchServe cannot do.
 
         Raises:
-            UsageError: if it is given a token.
+            UsageError: if it is given a token, or an IPv6 address.
         """
+        if ":" in options.host:
+            raise UsageError(
+                f"--host {options.host}: TorchServe takes IPv4 addresses and names alone; give one, or "
+                "choose --engine asgi"
+            )
         if options.token_file is not None:
             raise UsageError(
                 f"--token-file {options.token_file}: TorchServe draws its token itself; leave it out, or "
@@ -124,15 +135,15 @@ def _usual() -> dict[str, str]:
 
 
 def _decided(d: Deployment) -> dict[str, str]:
-    grpc = free_ports(2)
+    grpc, unreachable = free_ports(2), unreachable_address()
     return {
-        "inference_address": f"{'https' if d.tls else 'http'}://{bracketed(d.host)}:{d.port}",
-        "management_address": f"http://{LOOPBACK}:{d.management_port}",
+        "inference_address": f"{'https' if d.tls else 'http'}://{d.host}:{d.port}",
+        "management_address": f"unix:{d.management_socket}",
         "metrics_config": str(d.folder / _METRICS),
         "metrics_address": f"http://{LOOPBACK}:{d.metrics_port}",
-        "grpc_inference_address": LOOPBACK,
+        "grpc_inference_address": unreachable,
         "grpc_inference_port": str(grpc[0]),
-        "grpc_management_address": LOOPBACK,
+        "grpc_management_address": unreachable,
         "grpc_management_port": str(grpc[1]),
         "model_store": str(d.folder / "models"),
         "load_models": ",".join(endpoint.name for endpoint in d.endpoints),

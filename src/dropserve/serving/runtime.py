@@ -1,4 +1,4 @@
-"""What a server stands on: a Java runtime, ports, cores, and processes that are surely ours."""
+"""What a server stands on: a Java runtime, cores, addresses and ports."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from dropserve.errors import MissingExtraError, ServerError
 
 LOOPBACK = "127.0.0.1"
+_UNREACHABLE = ("127.255.255.255", "224.0.0.1")  # Linux listens on them, and lets nobody connect
 
 
 def java() -> Path:
@@ -87,6 +87,22 @@ def check_port(port: int, host: str = LOOPBACK) -> None:
             ) from error
 
 
+def unreachable_address() -> str:
+    """An address that a server can listen on and no client can connect to; loopback where there is none.
+
+    TorchServe always starts its gRPC listeners, which ask for no token on loopback. Linux lets a program
+    listen on a broadcast or multicast address, and refuses every connection to one.
+    """
+    for address in _UNREACHABLE:
+        with contextlib.suppress(OSError), socket.socket() as listener, socket.socket() as client:
+            listener.bind((address, 0))
+            listener.listen()
+            client.settimeout(1)
+            if client.connect_ex(listener.getsockname()):
+                return address
+    return LOOPBACK
+
+
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -100,54 +116,3 @@ def _owner(port: int) -> str:
             if listens and getattr(connection.laddr, "port", None) == port:
                 return f": process {connection.pid} ({psutil.Process(connection.pid).name()}) listens on it"
     return ""
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """A process for good: its number may be given to a stranger later, its start time may not.
-
-    Attributes:
-        pid: its number.
-        started: when it started, in seconds since the epoch.
-    """
-
-    pid: int
-    started: float
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessId:
-        """The identity of a process that runs now."""
-        import psutil  # noqa: PLC0415  # hosts only
-
-        return cls(pid, psutil.Process(pid).create_time())
-
-    @property
-    def alive(self) -> bool:
-        """Whether this very process still runs."""
-        import psutil  # noqa: PLC0415  # hosts only
-
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 0.01
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    def end(self, grace: float) -> None:
-        """Ask it to end, wait, then kill it and all that it started; a stranger is left alone.
-
-        Args:
-            grace: seconds to wait before killing.
-        """
-        import psutil  # noqa: PLC0415  # hosts only
-
-        if not self.alive:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            family = [process, *process.children(recursive=True)]
-            process.terminate()
-            _, left = psutil.wait_procs([process], timeout=grace)
-            for relative in [*left, *family]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    relative.kill()  # psutil compares start times: never a stranger
-            psutil.wait_procs(family, timeout=grace)

@@ -18,15 +18,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dropserve.errors import ServerError
 from dropserve.serving.deployment import Deployment
 from dropserve.serving.frontend import Frontend
-from dropserve.serving.runtime import ProcessId
+from dropserve.serving.process import LockFile, ProcessId
 
 STATE = "server.json"
+LOCK = "server.lock"
 TOKEN = "token"  # noqa: S105  # the name of the file that holds it
 _BACKOFF = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY = 60.0  # seconds of good service after which an earlier death is forgotten
 _HUNG = 1.0  # seconds that a server is given to end that does not answer
 _ASK = 2.0  # seconds between questions about its health
 _STABLE_TRIES = len(_BACKOFF) + 4
+_LOCK_SECONDS = 5.0  # somebody may just be asking whether a server runs
 
 log = logging.getLogger("dropserve.serving.supervisor")
 Phase = Literal["starting", "ready", "restarting", "failed"]
@@ -64,8 +66,12 @@ def read_state(run_dir: Path) -> State | None:
 def write_state(run_dir: Path, state: State) -> None:
     """Replace the state in one step: a reader never sees half of it."""
     draft = run_dir / f"{STATE}.{os.getpid()}"
-    draft.write_text(state.model_dump_json(indent=1), "utf-8")
-    draft.replace(run_dir / STATE)
+    try:
+        draft.write_text(state.model_dump_json(indent=1), "utf-8")
+        draft.replace(run_dir / STATE)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Supervisor:
@@ -90,6 +96,8 @@ class Supervisor:
         self._patience = patience
         self._tell = tell
         self._stop = threading.Event()
+        self._lock = LockFile(run_dir / LOCK)
+        self._unwritten = False
         self._state = State(supervisor=ProcessId.of(os.getpid()), deployment=deployment)
 
     def run(self) -> None:
@@ -100,11 +108,15 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stop.set())
-        self._write()
-        frontend: Frontend | None = None
         try:
-            frontend = self._start()
-            self._keep(frontend)
+            if not self._lock.acquire(_LOCK_SECONDS):
+                raise ServerError(f"another server runs in {self._run_dir}; stop it first: dropserve stop")
+            write_state(self._run_dir, self._state)
+        except OSError as error:
+            self._lock.release()
+            raise ServerError(f"the state of the server cannot be written: {error}") from error
+        try:
+            self._keep(self._start())
         except ServerError as error:
             self._write(phase="failed", detail=str(error), frontend=None)
             raise
@@ -112,9 +124,10 @@ class Supervisor:
             self._state.deployment.remove()
             if self._stop.is_set():
                 _remove_own(self._run_dir, self._state)
+            self._lock.release()
 
     def _start(self) -> Frontend:
-        frontend = Frontend(self._state.deployment)
+        frontend = Frontend(self._state.deployment, self._lock.descriptor)
         self._write(frontend=frontend.id)
         try:
             frontend.wait_ready(self._patience, self._progress)
@@ -129,11 +142,14 @@ class Supervisor:
         return frontend
 
     def _keep_token(self) -> None:
-        """Clients' token, in a file for the owner's eyes; a frontend that is started again has a new one."""
+        """Write clients' token into a file of mode 0600; a frontend that is started again has a new one."""
         if found := self._state.deployment.authorization("inference"):
             path = self._run_dir / TOKEN
-            path.touch(mode=0o600)
-            path.write_text(found["authorization"].removeprefix("Bearer "), "ascii")
+            try:
+                path.touch(mode=0o600)
+                path.write_text(found["authorization"].removeprefix("Bearer "), "ascii")
+            except OSError as error:
+                raise ServerError(f"clients' token cannot be written: {error}") from error
 
     def _progress(self, text: str) -> None:
         if self._stop.is_set():
@@ -146,6 +162,8 @@ class Supervisor:
         try:
             since = time.monotonic()
             while not self._stop.wait(0.2):
+                if self._unwritten:
+                    self._write()
                 status = frontend.exit_status
                 if status is None and not silence.too_long():
                     continue
@@ -165,7 +183,7 @@ class Supervisor:
     def _again(self, frontend: Frontend, reason: str, deaths: int) -> Frontend:
         """Start anew, with growing pauses; the caller ends whatever comes back."""
         while not self._stop.is_set():
-            if deaths > _STABLE_TRIES:
+            if deaths > _STABLE_TRIES and not self._unwritten:  # on a full disk it goes on trying
                 raise ServerError(
                     f"{reason}, for the {deaths}th time in a row; see {frontend.deployment.logs}"
                 )
@@ -180,8 +198,16 @@ class Supervisor:
         return frontend
 
     def _write(self, **changes: object) -> None:
+        """Keep the state, and write it down; where that fails, on a full disk say, the server goes on."""
         self._state = self._state.model_copy(update=changes)
-        write_state(self._run_dir, self._state)
+        try:
+            write_state(self._run_dir, self._state)
+        except OSError as error:
+            if not self._unwritten:
+                log.warning("the state of the server cannot be written: %s; it is tried again", error)
+            self._unwritten = True
+        else:
+            self._unwritten = False
         if self._tell is not None:
             self._tell(self._state)
 

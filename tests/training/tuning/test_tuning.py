@@ -124,7 +124,7 @@ def test_the_found_recipe_keeps_comments_and_finds_its_files(tmp_path: Path) -> 
         "        super().__init__(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 2))\n",
         encoding="utf-8",
     )
-    rows = "".join(f"{number},{'ab'[number % 2]}\n" for number in range(60))
+    rows = "".join(f"{number / 7:.3f},{'ab'[number % 2]}\n" for number in range(60))
     (tmp_path / "rows.csv").write_text("x,y\n" + rows, encoding="utf-8")
     path = tmp_path / "small.toml"
     path.write_text(TEXT, encoding="utf-8")
