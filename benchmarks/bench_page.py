@@ -54,8 +54,8 @@ _METHOD = """## How it is measured
 - *Processor time* is what all processes of a server use, divided by the questions it was asked. It hardly
   moves when others use the machine. A server of several processes can answer faster than one of one process
   at the same processor time, as long as cores are free.
-- A connection asks again some 20 microseconds after its answer. That is whom our ASGI host stays awake for
-  (for 200 microseconds): a lone caller that pauses longer finds it asleep, as it finds all the others.
+- A connection asks again some 20 microseconds after its answer; a caller that pauses longer finds every
+  server asleep.
 - No server writes a line for a request, except stock TorchServe, whose point is its default configuration.
   Batching is what each server's documentation recommends, where it made that server faster here.
 - A run in which an answer was wrong, or more than 1% of a load were errors, writes no page.

@@ -21,9 +21,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from dropserve.serving.answering import HttpRequest
 from dropserve.serving.deployment import Endpoint
 from dropserve.serving.http import guard
-from dropserve.serving.http.app import App, with_cors
+from dropserve.serving.http.app import App
 from dropserve.serving.http.backends import OnReply, Stats, Withdraw
 from dropserve.serving.http.launch import Policy
+from dropserve.serving.http.routes import with_cors
 from dropserve.serving.http.server import listener
 from dropserve.serving.protocol import Reply
 

@@ -44,7 +44,7 @@ from dropserve.serving.v2 import JSON_LENGTH
 from dropserve.store import open_folder
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger("dropserve.serving.http")
 CLOSE = (b"connection", b"close")
@@ -318,21 +318,6 @@ class App:
             headers.append(CLOSE)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
-
-
-def with_cors(app: ASGIApp, policy: Policy) -> ASGIApp:
-    """The application behind Starlette's CORS middleware, if pages of other origins may ask."""
-    from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415  # few need it
-
-    if not policy.origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=policy.origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=("*",),
-        expose_headers=("x-request-id", JSON_LENGTH, "retry-after"),
-    )
 
 
 async def _compute(endpoint: ModelEndpoint, request: HttpRequest, receive: Receive) -> Reply | None:

@@ -11,15 +11,19 @@ from urllib.parse import quote as percent
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from dropserve.serving.http.launch import Policy
 from dropserve.serving.http.openapi import Described, describe
 from dropserve.serving.instances import quote
 from dropserve.serving.metadata import describe_server
 from dropserve.serving.metrics import CONTENT_TYPE
 from dropserve.serving.parameters import SUFFIX
+from dropserve.serving.v2 import JSON_LENGTH
 
 
 class Served(Described, Protocol):
@@ -81,6 +85,19 @@ def make_routes(
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
     app.router.redirect_slashes = False
     return app
+
+
+def with_cors(app: ASGIApp, policy: Policy) -> ASGIApp:
+    """The application behind Starlette's CORS middleware, if pages of other origins may ask."""
+    if not policy.origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=policy.origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", JSON_LENGTH, "retry-after"),
+    )
 
 
 class _Routes:

@@ -20,9 +20,10 @@ import uvicorn
 import uvloop
 
 from dropserve.serving.deployment import MODEL_LOG, Deployment
-from dropserve.serving.http.app import App, ModelEndpoint, with_cors
+from dropserve.serving.http.app import App, ModelEndpoint
 from dropserve.serving.http.guard import GuardedConnection, guarded
 from dropserve.serving.http.launch import ServerSettings
+from dropserve.serving.http.routes import with_cors
 from dropserve.serving.runtime import LOOPBACK
 
 if TYPE_CHECKING:

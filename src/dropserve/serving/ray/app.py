@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dropserve.errors import ServerError, UsageError
 from dropserve.serving.deployment import MODEL_LOG
 from dropserve.serving.graphs import Backend
-from dropserve.serving.http.app import App, ModelEndpoint, with_cors
+from dropserve.serving.http.app import App, ModelEndpoint
+from dropserve.serving.http.routes import with_cors
 from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.metrics import Counted, MetricsCollector
 from dropserve.serving.ray.launch import APPLICATION
