@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.markup import escape
 
 from dropserve.cli import predict
 from dropserve.client.results import read_answer
@@ -212,7 +213,8 @@ def test_the_client_and_the_command_read_them(version: Version) -> None:
         labels = ", ".join(prediction.calibrated["prediction_set"])
         assert told[0] == f"60% prediction set: [bold]{{{labels}}}[/]"
         assert len(told) - 1 == prediction.calibrated["out_of_distribution"]
-        assert all("unlike the rows" in line and "predictive_entropy" in line for line in told[1:])
+        why = prediction.calibrated["out_of_distribution_reason"]
+        assert told[1:] == ([f"[yellow]out of distribution[/]: {why}"] if why else [])
     assert len({told[0] for told in lines}) > 3
     plain = read_answer(ask(version, rows(1), mc_samples=20))
     assert plain[0].calibrated is None
@@ -260,7 +262,7 @@ def test_a_regressor_gets_deviations_and_an_interval(
     assert "calibration rows" in predict._notes(unbounded)[0]
 
 
-def test_a_flag_names_the_column_that_raised_it_or_the_score() -> None:
+def test_the_command_says_the_reason_of_a_flag_or_the_score_of_an_older_server() -> None:
     def told(**found: Any) -> str:
         row = {"calibrated": {"prediction_set": ["a", "b"], "out_of_distribution": True, **found}}
         rule = {"score": "energy", "threshold": 2.5}
@@ -271,7 +273,8 @@ def test_a_flag_names_the_column_that_raised_it_or_the_score() -> None:
         return line
 
     assert told(out_of_distribution_score=3.0).endswith("calibrated on (energy 3, threshold 2.5)")
-    assert told(out_of_distribution_columns=["age"]).endswith("outside the range of training in age")
+    why = "column '[b]age' is 500; training rows lie between 18 and 89"
+    assert told(out_of_distribution_reason=why).endswith(": " + escape(why))
     assert told().endswith("unlike the rows that it was calibrated on")
 
 

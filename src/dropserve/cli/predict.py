@@ -229,10 +229,9 @@ def _guaranteed(prediction: Prediction, answer: Answer) -> list[str]:
 
 
 def _raised_by(found: Mapping[str, Any], answer: Answer) -> str:
-    """What raised the flag: columns where the row names some, else the score with its threshold."""
-    if columns := found.get("out_of_distribution_columns"):
-        names = columns if isinstance(columns, list | dict) else [columns]
-        return escape(f"outside the range of training in {', '.join(map(str, names))}")
+    """Why the row is flagged, as the server says it; an older server says the score and the threshold."""
+    if why := found.get("out_of_distribution_reason"):
+        return escape(str(why))
     rule = answer.calibration.get("out_of_distribution") or {}
     score, threshold = found.get("out_of_distribution_score"), rule.get("threshold")
     text = "unlike the rows that it was calibrated on"

@@ -49,7 +49,8 @@ class Prediction:
         outputs: any other task: by name.
         uncertainty: with Monte Carlo.
         calibrated: with Monte Carlo, as the server sent it: calibrated probabilities and a prediction set, or
-            deviations and an interval; None where :attr:`Answer.calibration` says why.
+            deviations and an interval; ``out_of_distribution`` with its score and, of a flagged row, its
+            reason. None where :attr:`Answer.calibration` says why.
     """
 
     label: str | None = None
