@@ -26,6 +26,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[augmentation]": schema.AugmentationTable,
     "[uncertainty]": schema.UncertaintyTable,
     "[optimiser]": schema.OptimiserTable,
+    "[tuned]": schema.TunedTable,
     **{
         ", ".join(get_args(each.model_fields["source"].annotation)): each
         for each in get_args(get_args(schema.DataTable)[0])

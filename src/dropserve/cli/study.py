@@ -123,7 +123,7 @@ def tune(
         from dropserve.training.find_recipe import find_recipe  # noqa: PLC0415
         from dropserve.training.recipe_file import load_recipe  # noqa: PLC0415
         from dropserve.training.run import prepare  # noqa: PLC0415
-        from dropserve.training.tuning import picture, search  # noqa: PLC0415
+        from dropserve.training.tuning import search, show  # noqa: PLC0415
         from dropserve.training.tuning.space import find_space  # noqa: PLC0415
         from dropserve.training.tuning.write import write_recipe  # noqa: PLC0415
 
@@ -150,11 +150,9 @@ def tune(
     target = out or near / f"{file.path.stem}-tuned.toml"
     write_recipe(file, found, target)
     plot = folder / f"{file.recipe.name}.png"
-    picture.write_picture(plot, found, file.recipe.name)
-    for name, trial in (("the recipe", found.own), ("found", found.best)):
-        if trial is not None:
-            values = ", ".join(f"{key} {value:.3g}" for key, value in trial.values.items())
-            console.print(f"{name}: validation loss {trial.loss:.4g} at {values}", highlight=False)
+    show.write_picture(plot, found, file.recipe.name)
+    console.print(show.grid(found))
+    console.print(found.verdict, highlight=False)
     console.print(
         "The test rows were not looked at; the lowest of many validation losses is a little too good.",
         highlight=False,

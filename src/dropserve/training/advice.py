@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from dropserve.training.dropout_watch import Meeting, Place, Watched, watch
 from dropserve.training.operations import HOMOGENEOUS
+from dropserve.training.recipe_optimiser import TunedTable
 
 Rule = Literal["no-dropout", "never-runs", "on-output", "before-batchnorm", "before-activation", "rate"]
 LOWEST, HIGHEST = 0.2, 0.5  # the rates the tutorial recommends
@@ -55,6 +56,23 @@ def advise(model: nn.Module, *inputs: Tensor) -> tuple[Advice, ...]:
     met = [_judge(meeting) for meeting in watched.meetings]
     found = dict.fromkeys([*_missing(model, watched), *met, *_rates(watched)])  # once each
     return tuple(sorted(found, key=lambda advice: _ORDER.index(advice.rule)))
+
+
+def heed(advice: tuple[Advice, ...], tuned: TunedTable) -> tuple[Advice, ...]:
+    """The same where ``tune`` chose the rates: a measurement goes before a rule of thumb.
+
+    Where it could not tell the rates from no dropout, that is said instead.
+    """
+    others = tuple(each for each in advice if each.rule != "rate")
+    if tuned.gain is None or tuned.half is None or abs(tuned.gain) > tuned.half:
+        return others
+    rates = ", ".join(f"{name} = {rate:g}" for name, rate in tuned.rates.items())
+    why = (
+        f"tune chose it from {tuned.trials} trials; without dropout the loss on {tuned.rows} validation rows "
+        f"changes by {tuned.gain:+.3g} ± {tuned.half:.2g}: p = 0 lies within noise of it (95%)"
+    )
+    change = "nothing; dropout is then worth its uncertainty rather than its regularisation"
+    return (*others, Advice("rate", rates, why, change))
 
 
 def _judge(meeting: Meeting) -> Advice:

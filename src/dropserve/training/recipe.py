@@ -21,6 +21,7 @@ from pydantic import (
 from dropserve.errors import UsageError
 from dropserve.store import check_name
 from dropserve.training.recipe_columns import ColumnKeys
+from dropserve.training.recipe_optimiser import OptimiserTable, TunedTable
 
 MAX_SEED = 2**32 - 1  # numpy's limit
 
@@ -353,21 +354,6 @@ class UncertaintyTable(_Table):
     )
 
 
-class OptimiserTable(_Table):
-    """``[optimiser]``: one of torch's, and how its learning rate changes.
-
-    Attributes:
-        momentum: of ``sgd``; the others ignore it.
-        schedule: ``cosine`` lowers the learning rate to zero over the epochs.
-    """
-
-    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="one of adamw, adam, sgd")
-    learning_rate: float = Field(1e-3, gt=0, description="a number above 0")
-    weight_decay: float = Field(0.01, ge=0, description="a number, 0 or more")
-    momentum: float = Field(0.9, ge=0, lt=1, description="a number from 0 to below 1")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="constant or cosine")
-
-
 class Recipe(_Table):
     """The whole of a recipe.
 
@@ -393,6 +379,7 @@ class Recipe(_Table):
         description="a table [uncertainty]",
     )
     optimiser: OptimiserTable = Field(OptimiserTable(), description="a table [optimiser]")  # type: ignore[call-arg]
+    tuned: TunedTable = Field(TunedTable(), description="a table [tuned]")  # type: ignore[call-arg]
 
     @field_validator("name")
     @classmethod
@@ -403,8 +390,8 @@ class Recipe(_Table):
             raise ValueError(str(error)) from error
 
     def resolved(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, as JSON."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Every key with its value, defaults included, as JSON; ``tuned`` only where tune wrote it."""
+        return self.model_dump(mode="json", by_alias=True, exclude=None if self.tuned.trials else {"tuned"})
 
 
 SOURCE_TASK: dict[str, str] = {

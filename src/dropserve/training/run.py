@@ -16,7 +16,7 @@ from dropserve.manifest import ImageRecord, RunManifest, built_with
 from dropserve.model import ModelClass, ServedModel, load_class, set_mode
 from dropserve.signature import Signature, TensorSpec
 from dropserve.store import Store, Stored
-from dropserve.training.advice import Advice, advise
+from dropserve.training.advice import Advice, advise, heed
 from dropserve.training.augment import check_augmentation
 from dropserve.training.checkpoint import Checkpoint
 from dropserve.training.crew import crew
@@ -126,6 +126,8 @@ def prepare(file: RecipeFile) -> Prepared:
         model = source.build(recipe.model.arguments)
         signature = probe(model, dataset)
     advice = advise(model, torch.from_numpy(dataset.features[dataset.split.train[:4]]))
+    if recipe.tuned.measured(recipe.model.arguments):
+        advice = heed(advice, recipe.tuned)
     return Prepared(file, dataset, source, model, signature, hardware, advice)
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomlkit
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t, ttest_rel
 from typer.testing import CliRunner
 
 from dropserve.cli import app
@@ -65,7 +70,10 @@ def test_a_search_is_resumed_and_begins_with_the_recipe(recipe: dict[str, Any], 
     told: list[int] = []
     second = tune(ready, space, tmp_path / "tune", trials=6, at_once=4, told=told.append)
     assert second.trials[:4] == first.trials
-    assert told == [4, 6]
+    assert told == [4, 5, 6]
+    own_best = min(second.trials[:5], key=lambda trial: trial.loss)
+    last = second.trials[5].values
+    assert last == own_best.values | {"p": 0.0} or own_best.values["p"] == 0
     assert second.best.loss <= first.own.loss
     values = {tuple(trial.values.values()) for trial in second.trials}
     assert len(values) == 6
@@ -156,6 +164,66 @@ def test_the_command_writes_a_recipe_that_trains(
     assert set(found.model.arguments) == {"inputs", "outputs", "hidden", "dropout", "input_dropout"}
     assert found.training.epochs == 8  # --epochs is of the search, not of the recipe
     assert (tmp_path / ".run/tune/small.png").read_bytes().startswith(b"\x89PNG")
-    assert "the recipe: validation loss" in outcome.output
+    assert "the recipe" in outcome.output
+    assert "without dropout" in outcome.output
+    assert found.tuned.trials == 3
+    assert found.tuned.rates == {k: v for k, v in found.model.arguments.items() if "dropout" in k}
     assert len(list((tmp_path / ".run/tune").glob("*.journal"))) == 1
     prepare(load_recipe(tmp_path / "small-tuned.toml"))
+
+
+def test_intervals_are_those_of_scipys_paired_test(recipe: dict[str, Any], tmp_path: Path) -> None:
+    ready = prepared(recipe, tmp_path)
+    found = tune(ready, find_space(ready, shared=True), tmp_path, trials=4)
+    others = [trial for trial in found.trials if trial is not found.best]
+    for trial in others:
+        assert len(trial.rows) == len(ready.dataset.split.validation)
+        assert trial.loss == pytest.approx(np.mean(trial.rows))
+        expected = ttest_rel(trial.rows, found.best.rows).confidence_interval(0.95)
+        behind = found.behind(trial)
+        assert behind is not None
+        assert (behind[0] - behind[1], behind[0] + behind[1]) == pytest.approx((expected.low, expected.high))
+    assert found.behind(found.best) is None
+
+
+@given(st.data())
+def test_the_verdict_on_dropout_is_borne_out(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 30))
+    losses = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5, 3.0]), min_size=rows, max_size=rows)
+    rates = data.draw(st.lists(st.sampled_from([0.0, 0.2, 0.5]), min_size=1, max_size=5))
+    trials = []
+    for number, rate in enumerate(rates):
+        own = tuple(data.draw(losses))
+        trials.append(Trial(number, {"p": rate}, float(np.mean(own)), own))
+    tuned = Tuned(tuple(trials), SimpleNamespace(names=("p",)))  # type: ignore[arg-type]
+    said = tuned.verdict
+    without = [trial for trial in trials if not trial.values["p"]]
+    least = min(trial.loss for trial in trials)
+    if "was not measured" in said:
+        assert not without
+    elif "is the best" in said:
+        assert min(trial.loss for trial in without) == least
+    else:
+        none = min(without, key=lambda trial: trial.loss)
+        gaps = np.subtract(none.rows, tuned.best.rows)
+        half = t.ppf(0.975, rows - 1) * gaps.std(ddof=1) / np.sqrt(rows) if rows > 1 else np.inf
+        assert ("within noise" in said) == (gaps.mean() <= half * (1 + 1e-9))
+        assert ("clearly helps" in said) == (gaps.mean() > half * (1 + 1e-9))
+
+
+def test_train_says_what_tune_measured_and_nothing_against_it(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["model"]["arguments"]["dropout"] = 0.05
+    assert any(each.rule == "rate" for each in prepared(recipe, tmp_path).advice)
+    recipe["tuned"] = {"trials": 40, "rows": 90, "rates": {"dropout": 0.05}, "gain": 0.1, "half": 0.02}
+    assert not any(each.rule == "rate" for each in prepared(recipe, tmp_path).advice)
+    recipe["tuned"]["half"] = 0.2
+    (said,) = [each for each in prepared(recipe, tmp_path).advice if each.rule == "rate"]
+    assert "p = 0 lies within noise" in said.why
+    recipe["model"]["arguments"]["dropout"] = 0.06  # by hand: not what was measured
+    assert any("rule of thumb" in each.change for each in prepared(recipe, tmp_path).advice)
+
+
+def test_one_trial_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
+    ready = prepared(recipe, tmp_path)
+    with pytest.raises(UsageError, match="at least 2 trials"):
+        tune(ready, find_space(ready, shared=True), tmp_path, trials=1)

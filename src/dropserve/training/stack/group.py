@@ -25,12 +25,14 @@ class Outcome:
     Attributes:
         train_loss: mean over each epoch's batches, dropout on.
         validation_loss: after each epoch, dropout off; empty without validation rows.
+        row_losses: of each validation row at the best epoch; empty without one.
         best_epoch: from 1; the one whose weights were kept. 0 if no epoch had a finite loss.
         stopped_early: whether validation stopped improving before the last epoch.
     """
 
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
+    row_losses: list[float] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
 
@@ -139,13 +141,15 @@ class Group:
             self.outcomes[place].train_loss.append(value)
 
     def _validate(self, epoch: int) -> None:
-        losses = self._validation_losses()
+        by_row = self._validation_losses()
+        losses = [float(own.mean()) for own in by_row]
         better: list[int] = []
         for at, (place, loss) in enumerate(zip(self._alive, losses, strict=True)):
             outcome = self.outcomes[place]
             outcome.validation_loss.append(loss)
             if loss < self._least[place]:
                 self._least[place], outcome.best_epoch = loss, epoch + 1
+                outcome.row_losses = by_row[at].tolist()
                 better.append(at)
         if better:
             here, there = torch.tensor(better), torch.tensor([self._alive[at] for at in better])
@@ -154,19 +158,20 @@ class Group:
                 self._best_rest[name][there] = value[here]
         self._stop(epoch)
 
-    def _validation_losses(self) -> list[float]:
+    def _validation_losses(self) -> list[Tensor]:
+        """Of each member's rows, in float64."""
         rows = [self._validation_rows(self._members[place]) for place in self._alive]
         pool, counts = Pool(rows), torch.tensor([len(each) for each in rows])[:, None]
-        total = torch.zeros(len(rows), dtype=torch.float64)
+        parts: list[Tensor] = []
         longest = int(counts.max())
         for at in range(0, longest, _ROWS):
             places = torch.arange(at, min(at + _ROWS, longest))
-            there = places < counts
+            there = places < counts  # the rest are the first row again, and are cut off below
             features, target = pool.take(torch.where(there, places, 0) + pool.starts)
             output = self._net.forward(self._parameters, self._rest, features, None)
-            # where: a row that is not there must not count, whatever its loss is
-            total += torch.where(there, self._validation_loss(output, target).double(), 0.0).sum(1)
-        return (total / counts[:, 0]).tolist()
+            parts.append(self._validation_loss(output, target).double())
+        whole = torch.cat(parts, dim=1)
+        return [own[:many] for own, many in zip(whole, counts[:, 0].tolist(), strict=True)]
 
     @staticmethod
     def _validation_rows(member: Member) -> Rows:

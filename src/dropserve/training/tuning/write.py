@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ def write_recipe(file: RecipeFile, tuned: Tuned, path: Path) -> RecipeFile:
     model = _table(document, "model")
     if "arguments" not in model:
         model["arguments"] = tomlkit.table()
-    for name, rate in tuned.space.rates(best).items():
-        model["arguments"][name] = float(f"{rate:.4g}")
+    rates = {name: float(f"{rate:.4g}") for name, rate in tuned.space.rates(best).items()}
+    for name, rate in rates.items():
+        model["arguments"][name] = rate
     optimiser = _table(document, "optimiser")
     for name in ("learning_rate", "weight_decay"):
         optimiser[name] = float(f"{best[name]:.4g}")
+    document["tuned"] = _measured(tuned, rates)
     if path.resolve().parent != file.folder:
         for table, key in _PATHS:
             _move(_table(document, table), key, file.folder, path.resolve().parent)
@@ -46,6 +49,21 @@ def write_recipe(file: RecipeFile, tuned: Tuned, path: Path) -> RecipeFile:
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror}; name another file") from error
     return load_recipe(path)
+
+
+def _measured(tuned: Tuned, rates: dict[str, float]) -> Any:
+    """The table ``[tuned]``."""
+    import tomlkit  # noqa: PLC0415  # as above
+
+    table = tomlkit.table()
+    table.comment(f"written by dropserve tune. {tuned.verdict}")
+    table["trials"], table["rows"] = len(tuned.trials), len(tuned.best.rows)
+    table["rates"] = tomlkit.inline_table()
+    table["rates"].update(rates)
+    found = None if tuned.without is None else tuned.behind(tuned.without)
+    if found is not None and all(map(math.isfinite, found)):
+        table["gain"], table["half"] = (float(f"{value:.4g}") for value in found)
+    return table
 
 
 def _table(document: Any, name: str) -> Any:

@@ -1,13 +1,16 @@
-"""A search as a picture: the loss trial by trial, and against each value that was tuned."""
+"""A search as a terminal table, and as a picture: loss by trial, and against each value that was tuned."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 from pathlib import Path
 
+from rich.table import Table as Grid
+
 from dropserve.training.tuning.search import Tuned
 
 _GREY, _BLUE, _RED = "#8a8a8a", "#1f6fb4", "#c23b22"
+_MOST = 10  # trials in the table, and those with a name
 
 
 def write_picture(path: Path, tuned: Tuned, title: str) -> None:
@@ -40,3 +43,25 @@ def write_picture(path: Path, tuned: Tuned, title: str) -> None:
         axes.grid(alpha=0.25)
     figure.suptitle(f"{title}: best is trial {best.number} (red); the recipe as it stood is the cross")
     figure.savefig(path, dpi=110)
+
+
+def grid(tuned: Tuned) -> Grid:
+    """The best trials, the recipe's own and the best without dropout, as a terminal table."""
+    best, without = tuned.best, tuned.without
+    names = [*tuned.space.names, "learning_rate", "weight_decay"]
+    table = Grid(box=None, pad_edge=False, header_style="dim")
+    table.add_column("trial", no_wrap=True)
+    for head in (*(name.replace("_", " ") for name in names), "loss", "above the best (95%)"):
+        table.add_column(head, justify="right")
+    ranked = sorted(tuned.trials, key=lambda trial: trial.loss)
+    for place, trial in enumerate(ranked):
+        known = (("best", best), ("the recipe", tuned.own), ("without dropout", without))
+        told = [word for word, named in known if trial is named]
+        if place >= _MOST and not told:
+            continue
+        found = tuned.behind(trial)
+        behind = "" if found is None else f"{found[0]:.4g} ± {found[1]:.2g}"
+        values = [f"{trial.values[name]:.3g}" for name in names]
+        name = f"{trial.number} {', '.join(told)}".rstrip()
+        table.add_row(name, *values, f"{trial.loss:.4g}", behind)
+    return table
