@@ -1,12 +1,13 @@
 """Is a calibrated answer ever worse than an uncalibrated one? Simulated nets whose true posterior is known.
 
-A cell is a kind of net and a number of calibration rows. In each data set of a cell the number of classes
-(2 to 10), their balance and the sharpness of the truth are drawn anew. Logits are the true ones times a
-factor (above 1: too sure) plus an error; Monte Carlo answers are the mean of ten noisy softmaxes, less sure
-than any of them. ``near`` cells have few errors. The temperature is the library's; both likelihood losses are
-of fresh rows, and the 95% interval is of the mean difference (calibrated - uncalibrated) over data sets.
-Calibration does harm in a cell whose interval lies above +0.002 nats as a whole: one whose *lower*
-end does. The upper end says besides how much is known: of 20 data sets it is mostly their spread.
+A cell is a kind of net and a number of calibration rows. In each data set of a cell the number of
+classes (2 to 10), their balance and the sharpness of the truth are drawn anew. Logits are the true ones
+times a factor (above 1: too sure) plus an error. ``plain`` answers are their softmax; Monte Carlo
+answers (``mc``) are the mean of ten noisy softmaxes, less sure than any of them. ``near`` cells have few
+errors. The temperature is the library's; both likelihood losses are of fresh rows, and the 95% interval
+is of the mean difference (calibrated - uncalibrated) over data sets. Calibration does harm in a cell
+whose interval lies above +0.002 nats as a whole: one whose *lower* end does. The upper end says besides
+how much is known: of 20 data sets it is mostly their spread.
 
     python benchmarks/calibration_simulation.py [--sets 20] [--json PATH]
 """
@@ -39,8 +40,10 @@ KINDS = [
 ]
 
 
-def draw(rng: np.random.Generator, kind: tuple[str, str, str], rows: int) -> tuple[Float, NDArray[np.intp]]:
-    """Probabilities [rows, C] that a net gives, and labels [rows]."""
+def draw(
+    rng: np.random.Generator, kind: tuple[str, str, str], rows: int
+) -> tuple[Float, Float, NDArray[np.intp]]:
+    """Probabilities [rows, C] that a net gives, the same without dropout, and labels [rows]."""
     confidence, errors, answers = kind
     classes = int(rng.integers(2, 11))
     sharpness = rng.uniform(1, 3) if errors == "usual" else rng.uniform(6, 14)
@@ -49,10 +52,10 @@ def draw(rng: np.random.Generator, kind: tuple[str, str, str], rows: int) -> tup
     labels = (softmax(truth).cumsum(axis=1)[:, :-1] < rng.random((rows, 1))).sum(axis=1)
     factor = {"over": rng.uniform(1.5, 4), "well": 1.0, "under": rng.uniform(0.3, 0.7)}[confidence]
     if answers == "plain":
-        return softmax(factor * truth), labels
+        return softmax(factor * truth), softmax(factor * truth), labels
     logits = factor * truth + rng.uniform(0.5, 2) * rng.normal(size=truth.shape)
     noise = 1.5 * rng.normal(size=(10, *truth.shape))
-    return softmax(logits + noise).mean(axis=0), labels
+    return softmax(logits + noise).mean(axis=0), softmax(logits), labels
 
 
 def cell(kind: tuple[str, str, str], rows: int, sets: int) -> tuple[Float, Float]:
@@ -60,8 +63,8 @@ def cell(kind: tuple[str, str, str], rows: int, sets: int) -> tuple[Float, Float
     differences, temperatures = np.empty(sets), np.empty(sets)
     for number in range(sets):
         rng = np.random.default_rng([number, rows, KINDS.index(kind)])
-        p, labels = draw(rng, kind, rows + FRESH)
-        found = Temperature.fit(p[:rows], labels[:rows])
+        p, plain, labels = draw(rng, kind, rows + FRESH)
+        found = Temperature.fit(p[:rows], labels[:rows], plain[:rows])
         new, truth = p[rows:], labels[rows:]
         differences[number] = nll(found.probabilities(new), truth) - nll(new, truth)
         temperatures[number] = found.value

@@ -180,7 +180,7 @@ def main() -> None:
         losses = np.empty((arguments.seeds, 3))
         for seed in range(arguments.seeds):
             calibration, fresh = answers_of(data, seed)
-            found = Temperature.fit(calibration.mean, calibration.truth)
+            found = Temperature.fit(calibration.mean, calibration.truth, calibration.plain)
             made = (fresh.plain, fresh.mean, found.probabilities(fresh.mean))
             losses[seed] = [nll(p, fresh.truth) for p in made]
             errors = int((calibration.mean.argmax(axis=1) != calibration.truth).sum())

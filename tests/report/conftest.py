@@ -105,7 +105,12 @@ def make(tmp_path: Path) -> Make:
         if isinstance(held, HeldOut) and held.samples is not None and task != "raw":
             if task == "classification":
                 found = calibrate_classifier(
-                    held.samples, held.target, held.inputs, settings=SETTINGS, sites=[SITE]
+                    held.samples,
+                    held.target,
+                    held.inputs,
+                    settings=SETTINGS,
+                    sites=[SITE],
+                    plain=held.plain,
                 )
             else:
                 found = calibrate_regressor(

@@ -20,7 +20,7 @@ from dropserve.report.content import Gallery, Page, Plot, Section, Table
 from dropserve.report.evidence import Evidence, HeldOut
 from dropserve.report.page import compose
 from dropserve.report.words import interval
-from dropserve.uncertainty.calibration import PRIOR
+from dropserve.uncertainty.calibration import FURTHEST, PRIOR, TRUST
 from dropserve.uncertainty.folds import folds
 
 Make = Callable[..., Evidence]
@@ -69,15 +69,24 @@ def test_scores_before_calibration_are_those_of_scikit_learn(make: Make, class_r
             assert float(cell) == pytest.approx(calibration_error(p, held.target, strategy), abs=6e-5)
 
 
-def shrunk_temperature(p: np.ndarray, labels: np.ndarray) -> float:
-    """The mode of the posterior, by scipy: Student's t prior, and one more row that is wrong."""
+def shrunk_temperature(p: np.ndarray, labels: np.ndarray, plain: np.ndarray) -> float:
+    """The mode of the posterior, by scipy: Student's t prior, and one more row that is wrong.
+
+    The prior's centre is on the way to the temperature of least cross-entropy from the plain answers.
+    """
     logs, expected_errors = np.log(p), p * (np.arange(p.shape[1]) != p.argmax(axis=1)[:, None])
+
+    def cross_entropy(at: float) -> float:
+        return -float((plain * log_softmax(logs / np.exp(at), axis=1)).sum())
+
+    centre = TRUST * float(minimize_scalar(cross_entropy, (-1.0, 0.0)).x)
+    assert 0.01 < abs(centre) < TRUST * np.log(FURTHEST)
 
     def minus_log_posterior(at: float) -> float:
         each = log_softmax(logs / np.exp(at), axis=1)
         seen = each[np.arange(len(labels)), labels].sum()
         unseen = (expected_errors / expected_errors.sum() * each).sum()
-        return -float(seen + unseen + student.logpdf(at, df=3, scale=PRIOR))
+        return -float(seen + unseen + student.logpdf(at, df=3, loc=centre, scale=PRIOR))
 
     return float(np.exp(minimize_scalar(minus_log_posterior, (-1.0, 0.0)).x))
 
@@ -87,7 +96,7 @@ def test_calibration_is_judged_on_rows_it_did_not_see(make: Make, class_rows: Ro
     mean = softmax(held.samples).mean(axis=0)
     expected = np.empty_like(mean)
     for others, own in folds(held.rows):
-        t = shrunk_temperature(mean[others], held.target[others])
+        t = shrunk_temperature(mean[others], held.target[others], softmax(held.plain)[others])
         expected[own] = softmax(np.log(mean[own]) / t)
     got = table(section(compose(make(held)), "reliability"), "answers")
     after = float(got["Monte Carlo, 50 samples, after calibration"][3])

@@ -9,12 +9,15 @@ from dropserve.dropout.statistics import softmax
 from dropserve.errors import UsageError
 from dropserve.signature import Site
 from dropserve.uncertainty.calibration import (
+    FURTHEST,
     HIGHEST,
     LOWEST,
     PRIOR,
+    TRUST,
     Assumptions,
     Temperature,
     VarianceScaling,
+    shrinkage_note,
 )
 from dropserve.uncertainty.folds import folds
 from dropserve.uncertainty.metrics import ece, nll
@@ -95,6 +98,42 @@ def test_the_loss_after_calibration_is_cross_validated():
         )
         losses += [nll(special.softmax(np.log(p[[j]]) / np.exp(best.x), 1), labels[[j]]) for j in judged]
     assert found.nll_after == pytest.approx(np.mean(losses), abs=2e-3)
+
+
+def too_unsure(rows, seed=0):
+    """Monte Carlo answers at twice the temperature of the plain ones, which are right; and no error."""
+    rng = np.random.default_rng(seed)
+    plain = softmax(6 * np.eye(3)[rng.integers(0, 3, rows)] + rng.normal(size=(rows, 3)))
+    return softmax(np.log(plain) / 2), plain, plain.argmax(1)
+
+
+def test_without_an_error_the_plain_answers_say_how_far_few_rows_may_go():
+    mean, plain, labels = too_unsure(45)
+    alone, found = Temperature.fit(mean, labels), Temperature.fit(mean, labels, plain)
+    assert found.value == pytest.approx(0.5**TRUST, rel=0.1)
+    assert found.value < alone.value - 0.1
+    assert "was shrunk from 0.02 to" in found.note(45)
+    certain = Temperature.fit(mean, labels, np.eye(3)[labels])  # believed up to a factor
+    assert certain.value > 0.9 * FURTHEST**-TRUST
+
+
+def test_many_rows_outweigh_the_plain_answers_and_so_do_a_few_errors():
+    p, labels = draw(1.0, rows=4000)
+    sharp = softmax(2 * np.log(p))
+    assert Temperature.fit(p, labels, sharp).value == pytest.approx(1, abs=0.05)
+    p, labels = draw(1.0, rows=60)
+    few = Temperature.fit(p, labels, softmax(2 * np.log(p)))
+    assert few.value == pytest.approx(1, abs=0.15)
+    with pytest.raises(UsageError, match=r"plain \[60, 6\]: expected \[60, 5\]"):
+        Temperature.fit(p, labels, np.full((60, 6), 1 / 6))
+
+
+def test_a_temperature_beyond_the_likeliest_is_said_so():
+    note = shrinkage_note("the temperature", 0.7, 0.9, 45)
+    assert note == (
+        "calibrated on 45 rows: the temperature is 0.7 and not the likeliest (0.9), as so few rows count "
+        "only in part"
+    )
 
 
 @pytest.mark.parametrize("rows", [27, 45, 200])

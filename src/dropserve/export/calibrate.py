@@ -216,6 +216,7 @@ def _fit(classes: bool, artefacts: Artefacts, held: HeldOut, choices: Choices) -
             false_alarms=choices.false_alarms,
             nearest=held.nearest,
             parts=parts,
+            plain=held.plain.reshape(held.rows, -1),
         )
         return record, _classifier_line(record)
     target = held.target.reshape(held.rows, -1).astype(np.float64)

@@ -112,7 +112,7 @@ def class_answers(evidence: Evidence, held: HeldOut) -> ClassAnswers:
     found = classification(softmax(samples), scheme=held.settings.scheme, block=_block(evidence, held))
     calibrated = None
     if evidence.manifest.calibration is not None:
-        calibrated = calibrated_by_others(found.mean, labels)
+        calibrated = calibrated_by_others(found.mean, labels, plain)
     as_probabilities(found.mean, labels)
     return ClassAnswers(
         labels,

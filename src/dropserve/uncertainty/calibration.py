@@ -4,17 +4,22 @@ Both are chosen on rows that were not trained on, and hold for answers made as t
 number of samples, scheme and dropout rates (:class:`Assumptions`).
 
 Few rows say little about such a number, and the likeliest one may make answers much worse: without an error
-among the rows, the likelihood of a temperature rises to the end of any range. So the number is shrunk
-towards 1 and has to earn its place:
+among the rows, the likelihood of a temperature rises to the end of any range. So the number is shrunk and has
+to earn its place:
 
 - it is the mode of the posterior under a prior by which the logarithm has Student's t distribution with
-  three degrees of freedom, centre 0 and scale ``PRIOR``: near 1 thirty rows do not outweigh it and a few
-  hundred do, and its heavy tails let go of what is far from 1 (weakly informative priors: Gelman et al.,
+  three degrees of freedom and scale ``PRIOR``: near its centre thirty rows do not outweigh it and a few
+  hundred do, and its heavy tails let go of what is far away (weakly informative priors: Gelman et al.,
   Annals of Applied Statistics 2008);
+- the centre is 1, but for a temperature where the answers without dropout are known. A Monte Carlo mean is
+  less sure than they are, often too unsure, while training chose its epoch by their loss. So the logarithm's
+  centre lies ``TRUST`` of the way to the temperature at which the Monte Carlo answers resemble them most
+  (least cross-entropy, as in distillation: Hinton et al. 2015), which needs no labels;
 - it is kept only if, in five-fold cross-validation, it improves the log-likelihood of the rows by more than
   one standard error (the rule of Breiman et al., 1984, section 3.4.3); otherwise it is 1.
 
-``benchmarks/calibration_simulation.py`` measures what this does to temperatures, on simulated nets.
+``benchmarks/calibration_simulation.py`` and ``benchmarks/small_data_calibration.py`` measure what this does
+to temperatures, ``benchmarks/deviation_simulation.py`` what it does to factors.
 """
 
 from __future__ import annotations
@@ -37,6 +42,10 @@ from dropserve.uncertainty.search import End, maximise
 LOWEST, HIGHEST = 0.02, 50.0
 PRIOR = 0.2
 """Scale of the logarithm, before any row is seen."""
+TRUST = 2 / 3
+"""How far the prior's centre goes from 1 to what the answers without dropout say."""
+FURTHEST = 3.0
+"""They are believed up to this factor: a net that is sure of everything says nothing about a temperature."""
 FEW = 200
 """Fewer rows than this are said in every answer."""
 _GRID = np.linspace(np.log(LOWEST), np.log(HIGHEST), 79)  # 0 is its middle: the number 1
@@ -83,7 +92,7 @@ class Shrunk:
     """A number chosen from n rows.
 
     Attributes:
-        value: shrunk towards 1; 1 if it did not earn its place.
+        value: shrunk; 1 if it did not earn its place.
         likeliest: what maximum likelihood alone says.
         before: mean log-likelihood at 1, in nats.
         after: the same at ``value``, cross-validated: each row under a number from other rows.
@@ -96,17 +105,20 @@ class Shrunk:
 
 
 def shrink(
-    log_likelihoods: Callable[[float], Float], one_more: Callable[[float], float] = lambda _: 0.0
+    log_likelihoods: Callable[[float], Float],
+    one_more: Callable[[float], float] = lambda _: 0.0,
+    centre: float = 0.0,
 ) -> Shrunk:
     """Choose a positive number by the log-likelihood of rows, as the text of this module says.
 
     Args:
         log_likelihoods: of each row [n] at a number from ``LOWEST`` to ``HIGHEST``, in nats.
         one_more: log-likelihood of a row that was not seen; it belongs to the prior.
+        centre: of the prior of the number's logarithm.
     """
     table = np.stack([log_likelihoods(float(value)) for value in np.exp(_GRID)])
     count, plain = table.shape[1], table[len(_GRID) // 2]
-    before, prior = float(plain.mean()), _log_prior(_GRID)
+    before, prior = float(plain.mean()), _log_prior(_GRID - centre)
     prior = prior + np.array([one_more(float(value)) for value in np.exp(_GRID)])
     likeliest = float(np.exp(_top(table.sum(axis=1))))
     at = int((table.sum(axis=1) + prior).argmax())
@@ -120,7 +132,9 @@ def shrink(
     if mean <= float(gain.std(ddof=1)) / np.sqrt(count):
         return unchanged
     best = maximise(
-        lambda value: float(log_likelihoods(value).sum() + one_more(value) + _log_prior(np.log(value))),
+        lambda value: float(
+            log_likelihoods(value).sum() + one_more(value) + _log_prior(np.log(value) - centre)
+        ),
         float(np.exp(_GRID[at] - _STEP)),
         float(np.exp(_GRID[at] + _STEP)),
     )
@@ -137,9 +151,9 @@ def _top(heights: Float) -> float:
     return float(_GRID[at]) + (_STEP * (left - right) / (2 * bend) if bend < 0 else 0.0)
 
 
-def _log_prior(logarithm: ArrayLike) -> Float:
-    """Without its constant."""
-    return -2 * np.log1p(np.square(np.asarray(logarithm, np.float64) / PRIOR) / 3)
+def _log_prior(distance: ArrayLike) -> Float:
+    """Of a logarithm at a distance from the centre, without its constant."""
+    return -2 * np.log1p(np.square(np.asarray(distance, np.float64) / PRIOR) / 3)
 
 
 def shrinkage_note(what: str, value: float, likeliest: float | None, rows: int) -> str | None:
@@ -155,8 +169,13 @@ def shrinkage_note(what: str, value: float, likeliest: float | None, rows: int) 
         return None
     if likeliest is None or abs(np.log(value / likeliest)) < _STEP / 5:
         return f"calibrated on {rows} rows, which fix {what} only roughly"
-    if value != 1:
+    if value != 1 and min(likeliest, 1) <= value <= max(likeliest, 1):
         return f"calibrated on {rows} rows: {what} was shrunk from {likeliest:.3g} to {value:.3g} towards 1"
+    if value != 1:
+        return (
+            f"calibrated on {rows} rows: {what} is {value:.3g} and not the likeliest ({likeliest:.3g}), "
+            "as so few rows count only in part"
+        )
     return (
         f"calibrated on {rows} rows: too few to show that {what} should be other than 1 "
         f"(the likeliest is {likeliest:.3g}), so it is 1"
@@ -189,7 +208,7 @@ class Temperature:
     likeliest: float | None = None
 
     @classmethod
-    def fit(cls, probabilities: ArrayLike, labels: ArrayLike) -> Temperature:
+    def fit(cls, probabilities: ArrayLike, labels: ArrayLike, plain: ArrayLike | None = None) -> Temperature:
         """Choose the temperature: see the module's text.
 
         One row is added on which the most probable class is wrong, as in Platt's smoothed targets (1999) and
@@ -200,11 +219,15 @@ class Temperature:
         Args:
             probabilities: means over samples [B, C].
             labels: [B].
+            plain: probabilities without dropout [B, C], where they are known.
 
         Raises:
             UsageError: for arrays that do not fit.
         """
         values, truth = as_probabilities(probabilities, labels)
+        without = values if plain is None else as_probabilities(plain, labels)[0]
+        if without.shape != values.shape:
+            raise UsageError(f"plain {list(without.shape)}: expected {list(values.shape)}")
         logs = _logs(values)
         logs -= logs.max(axis=1, keepdims=True)
         wrong = np.exp(logs)
@@ -214,6 +237,7 @@ class Temperature:
         found = shrink(
             lambda t: _log_likelihoods(logs, truth, t),
             lambda t: float((wrong * (logs / t - _log_sums(logs, t))).sum()),
+            0.0 if plain is None else TRUST * _resemblance(logs, without),
         )
         return cls(found.value, -found.before, -found.after, likeliest=found.likeliest)
 
@@ -229,6 +253,12 @@ class Temperature:
                 "dropserve searched: do not rely on the calibrated probabilities, export the model again"
             )
         return shrinkage_note("the temperature", self.value, self.likeliest, rows)
+
+
+def _resemblance(logs: Float, plain: Float) -> float:
+    """Logarithm of the temperature at which answers resemble those without dropout most."""
+    heights = [float((plain * (logs / t - _log_sums(logs, t))).sum()) for t in np.exp(_GRID).tolist()]
+    return float(np.clip(_top(np.array(heights)), -np.log(FURTHEST), np.log(FURTHEST)))
 
 
 def _logs(probabilities: Float) -> Float:

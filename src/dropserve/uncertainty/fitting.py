@@ -37,6 +37,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     false_alarms: int = 50,
     nearest: ArrayLike | None = None,
     parts: Sequence[Part] = (),
+    plain: ArrayLike | None = None,
 ) -> Calibration:
     """Calibrate a classifier.
 
@@ -56,6 +57,7 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
         false_alarms: parts per thousand.
         nearest: what the graph of the scores ``nearest`` [B] or ``auto`` [B, columns] gave.
         parts: of ``auto``.
+        plain: logits without dropout [B, C]; they say where few rows may leave the temperature.
 
     Raises:
         UsageError: for arrays that do not fit.
@@ -64,13 +66,14 @@ def calibrate_classifier(  # noqa: PLR0913  # one for each choice
     block = common_block(site_rates(sites, settings.rate))
     statistics = classification(softmax(values), scheme=settings.scheme, block=block)
     uniforms = None if method == "lac" else row_uniforms(inputs, settings.seed)
+    without = None if plain is None else softmax(as_float(plain, "[B, C]"))
     after = None
     if values.shape[1] >= LEAST:
-        after = Scores.of(calibrated_by_others(statistics.mean, labels), labels)
+        after = Scores.of(calibrated_by_others(statistics.mean, labels, without), labels)
     return Calibration(
         assumes=Assumptions.of(settings, sites),
         rows=values.shape[1],
-        temperature=Temperature.fit(statistics.mean, labels),
+        temperature=Temperature.fit(statistics.mean, labels, without),
         sets=ConformalClassifier.fit(
             statistics.mean,
             labels,

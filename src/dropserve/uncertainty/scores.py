@@ -49,18 +49,23 @@ class Scores:
         )
 
 
-def calibrated_by_others(probabilities: ArrayLike, labels: ArrayLike) -> Float:
+def calibrated_by_others(
+    probabilities: ArrayLike, labels: ArrayLike, plain: ArrayLike | None = None
+) -> Float:
     """Probabilities [B, C], each row's at a temperature that was chosen on other rows.
 
     Args:
         probabilities: means over samples [B, C].
         labels: [B].
+        plain: probabilities without dropout [B, C], where they are known.
 
     Raises:
         UsageError: for arrays that do not fit.
     """
     mean, truth = as_probabilities(probabilities, labels)
+    without = None if plain is None else as_probabilities(plain, labels)[0]
     calibrated = np.empty_like(mean)
     for others, judged in folds(len(mean)):
-        calibrated[judged] = Temperature.fit(mean[others], truth[others]).probabilities(mean[judged])
+        found = Temperature.fit(mean[others], truth[others], None if without is None else without[others])
+        calibrated[judged] = found.probabilities(mean[judged])
     return calibrated
