@@ -10,6 +10,8 @@ refusal in words with exit status 1 or 2 and no traceback.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import re
 import shutil
@@ -23,6 +25,7 @@ from typing import Any
 
 import httpx
 from fresh_clone import free_port
+from PIL import Image
 
 HERE = Path(__file__).parent
 DROPSERVE = Path(sys.executable).with_name("dropserve")
@@ -171,16 +174,26 @@ def _learned(folder: Folder, name: str) -> None:
 
 
 def transparent_icons(folder: Folder) -> None:
-    """The picture is in alpha alone."""
+    """The picture is in alpha alone: it is told apart, and means what it looks like on white."""
     folder.run("train", "icons.toml").passed()
-    accuracy = folder.metrics("icons")["test_accuracy"]
-    if accuracy < 0.9:  # circles and squares
-        raise Wrong(f"test accuracy {accuracy}")
+    accuracy = folder.metrics("icons")["validation_accuracy"]
+    if accuracy < 0.7:  # 8 x 8 pixels and 50 images: scikit-learn on the same pixels reaches .88
+        raise Wrong(f"validation accuracy {accuracy}")
+    folder.run("export", "icons").passed()
+    icon = folder.path / "icons" / "circle" / "3.png"
+    with Image.open(icon) as image:
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    white = io.BytesIO()
+    flat.convert("RGB").save(white, "PNG")
+    sent = [{"b64": base64.b64encode(content).decode()} for content in (icon.read_bytes(), white.getvalue())]
+    transparent, opaque = folder.ask("icons", sent)
+    if transparent != opaque:
+        raise Wrong(f"transparent {transparent}, on white {opaque}")
 
 
 def csv_traps(folder: Folder) -> None:
     """Each is refused with what to do, or works."""
-    folder.run("train", "idx.toml").refused("first column has no name", "index")
+    folder.run("train", "idx.toml").refused("has no name", "index", "features = ")
     folder.run("train", "semi_comma.toml").refused("delimiter", ";")
     folder.run("train", "semi_comma_delimiter.toml").refused("decimal comma")
     folder.run("train", "nullbool.toml").passed()
