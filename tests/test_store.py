@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -159,21 +160,67 @@ def test_an_unknown_model_or_version_says_what_there_is(tmp_path: Path) -> None:
         store.version("m", 7)
 
 
-def test_an_unknown_format_number_says_what_to_do(tmp_path: Path) -> None:
-    import hashlib
-
-    store = Store(tmp_path)
-    publish(store)
-    folder = tmp_path / "m" / "1"
-    text = (folder / "manifest.json").read_text().replace(f'"format": {FORMAT}', '"format": 99')
+def write_guarded(folder: Path, text: str) -> None:
+    """A manifest that agrees with the hash beside it."""
     for name, content in {
         "manifest.json": text,
         "manifest.sha256": f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n",
     }.items():
         (folder / name).chmod(0o644)
         (folder / name).write_text(content)
+
+
+def test_an_unknown_format_number_says_what_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store)
+    folder = tmp_path / "m" / "1"
+    text = (folder / "manifest.json").read_text()
+    write_guarded(folder, text.replace(f'"format": {FORMAT}', '"format": 99'))
     with pytest.raises(CorruptStoreError, match=r"manifest format 99.*Upgrade dropserve"):
         store.version("m")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "one is a list"),
+        ("null", "one is a NoneType"),
+        ("7", "one is a int"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"format": [1]}', r"manifest format \[1\]"),
+        ('{"format": true}', "manifest format True"),
+        ('{"format": {}}', r"manifest format \{\}"),
+        ("{}", "manifest format None"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused_in_words(tmp_path: Path, text: str, told: str) -> None:
+    store = Store(tmp_path)
+    publish(store)
+    write_guarded(tmp_path / "m" / "1", text)
+    with pytest.raises(CorruptStoreError, match=told):
+        store.version("m")
+
+
+def test_a_folder_that_is_called_like_no_number_is_no_version(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store)
+    for name in ("²", "0", "01", "٣", "9" * 40):
+        (tmp_path / "m" / name).mkdir()
+    assert store.versions("m") == [1]
+    assert publish(store) == 2
+
+
+def test_a_manifest_in_the_folder_of_another_is_refused_with_both_names(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store)
+    (tmp_path / "m" / "1").rename(tmp_path / "m" / "4")
+    with pytest.raises(CorruptStoreError, match=r"describes version 1 of model 'm', .* folder of 4 of 'm'"):
+        store.version("m")
+    (tmp_path / "m" / "4").rename(tmp_path / "m" / "1")
+    (tmp_path / "m").rename(tmp_path / "other")
+    with pytest.raises(CorruptStoreError, match=r"of model 'm', .* folder of 1 of 'other'"):
+        store.version("other")
 
 
 @pytest.mark.parametrize(

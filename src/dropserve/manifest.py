@@ -205,14 +205,16 @@ _READERS: dict[int, Callable[[dict[str, Any]], Manifest]] = {
 }
 
 
-def read_manifest(content: dict[str, Any]) -> Manifest:
+def read_manifest(content: Any) -> Manifest:
     """Turn the JSON of any known format into today's manifest.
 
     Raises:
         ValueError: for an unknown format number or a content that does not fit its format.
     """
+    if not isinstance(content, dict):
+        raise ValueError(f"a manifest is a JSON object; this one is a {type(content).__name__}")  # noqa: TRY004
     number = content.get("format")
-    if number not in _READERS:
+    if type(number) is not int or number not in _READERS:
         raise ValueError(
             f"manifest format {number!r}; this dropserve ({metadata.version('dropserve')}) reads "
             f"{', '.join(map(str, _READERS))}. Upgrade dropserve, or export the model again."

@@ -27,6 +27,7 @@ from dropserve.manifest import FileRecord, Manifest, RunManifest, VersionManifes
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")  # of a version; str.isdigit() takes superscripts too
 _STAGING = ".staging-"
 _LOCK = ".lock"
 M = TypeVar("M", RunManifest, VersionManifest)
@@ -157,8 +158,26 @@ def _read_verified_manifest(folder: Path) -> Manifest:
         raise CorruptStoreError(f"{path} does not agree with {MANIFEST_HASH} beside it. {_MEND}")
     try:
         return read_manifest(json.loads(content))
+    except RecursionError as error:
+        raise CorruptStoreError(f"{path}: its values are nested too deep. {_MEND}") from error
     except ValueError as error:
         raise CorruptStoreError(f"{path}: {error}") from error
+
+
+def _require_place(found: Stored[M], name: str, own: str) -> Stored[M]:
+    """Refuse a manifest that stands in another folder than the one it was published in.
+
+    Raises:
+        CorruptStoreError: naming both.
+    """
+    manifest = found.manifest
+    told = manifest.id if isinstance(manifest, RunManifest) else str(manifest.version)
+    if (manifest.name, told) != (name, own):
+        raise CorruptStoreError(
+            f"{found.folder / MANIFEST} describes {manifest.kind} {told} of model {manifest.name!r}, but "
+            f"stands in the folder of {own} of {name!r}. Move it back; to publish under another name, export again."
+        )
+    return found
 
 
 class Store:
@@ -190,7 +209,7 @@ class Store:
         folder = self.root / name
         if not folder.is_dir():
             return []
-        return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+        return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and _NUMBER.fullmatch(p.name))
 
     def run(self, name: str, run_id: str | None = None) -> Stored[RunManifest]:
         """Open a run (the newest by default) and verify it.
@@ -202,7 +221,8 @@ class Store:
         found = self.runs(name)
         if not found or (run_id is not None and run_id not in found):
             self._refuse(name, "run", run_id, found, "dropserve train")
-        return open_folder(self.root / name / "runs" / (run_id or found[-1]), RunManifest)
+        own = run_id or found[-1]
+        return _require_place(open_folder(self.root / name / "runs" / own, RunManifest), name, own)
 
     def version(self, name: str, number: int | None = None) -> Stored[VersionManifest]:
         """Open a version (the newest by default) and verify it.
@@ -214,7 +234,8 @@ class Store:
         found = self.versions(name)
         if not found or (number is not None and number not in found):
             self._refuse(name, "version", number, found, "dropserve export")
-        return open_folder(self.root / name / str(number or found[-1]), VersionManifest)
+        own = str(number or found[-1])
+        return _require_place(open_folder(self.root / name / own, VersionManifest), name, own)
 
     def _refuse(
         self, name: str, what: str, wanted: object, found: list[str] | list[int], command: str
@@ -262,7 +283,7 @@ class Store:
             run_id, number = f"{stamp}-{secrets.token_hex(2)}", 0
         else:
             waiting = [p.name.removeprefix(_STAGING) for p in parent.glob(f"{_STAGING}*")]
-            taken = [*self.versions(name), *(int(n) for n in waiting if n.isdigit())]
+            taken = [*self.versions(name), *(int(n) for n in waiting if _NUMBER.fullmatch(n))]
             number = max(taken, default=0) + 1
             run_id = str(number)
         folder = parent / f"{_STAGING}{run_id}"
