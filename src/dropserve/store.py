@@ -175,7 +175,7 @@ def _require_place(found: Stored[M], name: str, own: str) -> Stored[M]:
     if (manifest.name, told) != (name, own):
         raise CorruptStoreError(
             f"{found.folder / MANIFEST} describes {manifest.kind} {told} of model {manifest.name!r}, but "
-            f"stands in the folder of {own} of {name!r}. Move it back; to publish under another name, export again."
+            f"stands in the folder of {own} of {name!r}. Move it back, or export again under that name."
         )
     return found
 
