@@ -173,7 +173,7 @@ def test_a_regressors_intervals_cover_and_are_as_wide_as_the_noise_demands(
     page = compose(make(value_rows(2000), task="regression", intervals=method))
     rows = table(section(page, "conformal"), "asked")
     for share, z in ((50, 0.6745), (80, 1.2816), (90, 1.6449), (95, 1.96)):
-        held, width = rows[f"{share}%"]
+        held, _, width = rows[f"{share}%"]
         assert float(held.rstrip("%")) == pytest.approx(share, abs=2.5)
         assert float(width) == pytest.approx(2 * z * 2, rel=0.08), "errors have the deviation 2"
     residuals = [b for b in section(page, "residuals").blocks if isinstance(b, Plot)]

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from dropserve.report.content import Gallery
+from dropserve.report.content import Gallery, Table
 from dropserve.report.evidence import Evidence, HeldOut
 from dropserve.report.learning import gap, tail, why_kept
 from dropserve.report.page import compose
-from dropserve.report.sets import needed
+from dropserve.report.sets import COVERAGES, refusals, said
 from dropserve.report.words import interval
+from dropserve.uncertainty.conformal import ConformalClassifier
 
 Make = Callable[..., Evidence]
 Rows = Callable[..., HeldOut]
@@ -95,11 +96,35 @@ def test_intervals_are_those_of_scipy(rows: int, data: st.DataObject) -> None:
     assert interval(hits, rows) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-@given(st.integers(1, 999))
-def test_rows_that_support_a_coverage_have_its_quantile(coverage: int) -> None:
-    rows = needed(coverage)
-    assert np.ceil((rows + 1) * coverage / 1000) <= rows
-    assert rows == 1 or np.ceil(rows * coverage / 1000) > rows - 1
+@given(st.data())
+def test_what_is_said_of_sets_is_borne_out(data: st.DataObject) -> None:
+    rows, classes = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    sets = rng.random((rows, classes)) < data.draw(st.sampled_from([0, 0.3, 0.9, 0.97, 1]))
+    labels = rng.integers(0, classes, rows)
+    words = said(sets, labels, "test")
+    hits = sum(bool(sets[row, labels[row]]) for row in range(rows))
+    assert f"{hits} of {rows} (95% interval" in words
+    assert f"had {sets.sum() / rows:.2f} of {classes} classes" in words
+    ends = binomtest(hits, rows).proportion_ci(method="wilson")
+    assert ("clearly less" in words) == (ends.high < 0.9)
+    assert ("clearly more" in words) == (ends.low > 0.9)
+    assert ("say nothing" in words) == all(all(row) for row in sets.tolist())
+    empty = re.search(r"(\d+) sets? (?:is|are) empty", words)
+    assert int(empty[1] if empty else 0) == sum(not any(row) for row in sets.tolist())
+    assert not re.search(r"\b1 sets\b", words)
+
+
+@given(st.integers(1, 120))
+def test_a_coverage_is_refused_where_no_rank_exists(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    probabilities = rng.dirichlet([1.0, 1.0, 1.0], rows)
+    sets = ConformalClassifier.fit(probabilities, rng.integers(0, 3, rows))
+    words = " ".join(refusals(sets))
+    for coverage in COVERAGES:
+        refused = np.ceil((rows + 1) * coverage / 1000) > rows
+        assert (f"{coverage // 10}%" in words) == refused
+    assert ("gives no set" in words) == bool(words)
 
 
 def test_the_tile_has_an_interval(make: Make) -> None:
@@ -114,7 +139,7 @@ def test_too_few_rows_give_no_set_and_say_so(make: Make, class_rows: Rows) -> No
     page = compose(make(class_rows(45)))
     (found,) = [s for s in page.sections if s.id == "conformal"]
     words = " ".join(found.words)
-    assert "cannot support 99%" in words
+    assert "Asked for 99%, it gives no set: 45 calibration rows support a coverage of at most" in words
     assert "± 0.0%" not in str(found.blocks)
     assert not any(row[0] == "99%" for row in found.blocks[0].rows)  # type: ignore[union-attr]
 
@@ -125,3 +150,28 @@ def test_rows_that_are_all_certain_have_no_least_certain(make: Make, class_rows:
     page = compose(make(replace(held, plain=logits, samples=None), dropout=False))
     titles = [b.title for s in page.sections for b in s.blocks if isinstance(b, Gallery)]
     assert titles == ["Most certain"]
+
+
+@pytest.mark.parametrize(("task", "rows"), [("classification", 8), ("classification", 30), ("regression", 8)])
+def test_sets_and_intervals_are_judged_on_test_rows_as_served(
+    make: Make, class_rows: Rows, value_rows: Rows, task: str, rows: int
+) -> None:
+    drawn = class_rows if task == "classification" else value_rows
+    evidence = make(drawn(), task=task, tested=drawn(rows))
+    page = compose(evidence)
+    (found,) = [s for s in page.sections if s.id == "conformal"]
+    words = " ".join(found.words)
+    assert re.search(rf"of {rows} \(95% interval [^)]*\) test rows", words)
+    assert "Test rows calibrated nothing." in words
+    assert any(
+        f"{rows} rows: test rows, as served" in b.caption for b in found.blocks if isinstance(b, Table)
+    )
+
+
+def test_intervals_of_few_rows_are_refused(make: Make, value_rows: Rows) -> None:
+    page = compose(make(value_rows(21), task="regression"))
+    (found,) = [s for s in page.sections if s.id == "conformal"]
+    assert not any(
+        "inf" in cell for b in found.blocks if isinstance(b, Table) for row in b.rows for cell in row
+    )
+    assert not any(row[0] == "95%" for b in found.blocks if isinstance(b, Table) for row in b.rows)

@@ -29,6 +29,7 @@ from .settings import ExportSettings
 from .subject import Subject
 
 VALIDATION, CALIBRATION, REFERENCE = "validation.npz", "calibration.npz", "reference.npz"
+TEST = "test.npz"
 TARGET = "target"
 MOST_ROWS = 5000  # coverage is then within 0.9 points of what was asked, 19 times of 20
 _MOST_NUMBERS = 2**26  # of all samples
@@ -107,6 +108,29 @@ def held_out(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | str:
         return _parted(found) if run.manifest.preprocessing.heteroscedastic else found
     except DropserveError as error:
         return str(error)
+
+
+def ask_test_rows(run: Stored[RunManifest], artefacts: Artefacts) -> HeldOut | None:
+    """Ask the exported graphs about the test rows whose inputs the run kept, as :func:`held_out` does.
+
+    They calibrate nothing: the report tells on them how often sets and intervals hold the truth.
+    """
+    names = [spec.name for spec in artefacts.signature.inputs]
+    if TEST not in run.manifest.files or len(artefacts.signature.outputs) != 1:
+        return None
+    with np.load(run.path(TEST), allow_pickle=False) as arrays:
+        if not all(name in arrays for name in names):
+            return None
+        held = {name: arrays[name] for name in names}
+        rows = len(held[names[0]])
+        held[TARGET] = arrays[TARGET][:rows]
+    if not rows:
+        return None
+    try:
+        found = _ask(artefacts, held)
+        return _parted(found) if run.manifest.preprocessing.heteroscedastic else found
+    except DropserveError:
+        return None  # said of the held-out rows, which went through the same graphs before
 
 
 def _ask(artefacts: Artefacts, held: Mapping[str, Array]) -> HeldOut:

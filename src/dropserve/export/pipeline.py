@@ -24,7 +24,7 @@ from dropserve.store import Staging, Store, Stored
 from . import audit, parity, precision, torch_export
 from .archive import EXAMPLE, Stage, write_archives
 from .artefacts import MASKED, Artefacts, build
-from .calibrate import TARGET, calibrate, held_out, with_nearest
+from .calibrate import TARGET, ask_test_rows, calibrate, held_out, with_nearest
 from .external import data_file
 from .metadata import embed
 from .nearest import NEAREST
@@ -137,7 +137,8 @@ def export_run(
             write_archives(folder, manifest, stage)
         with report.step("report"):
             found_so_far = (report.parity, report.notes, report.seconds)
-            write_report(Evidence(run, manifest, folder, held, line, *found_so_far))
+            tested = ask_test_rows(run, artefacts)
+            write_report(Evidence(run, manifest, folder, held, line, *found_so_far, tested))
         (folder / EXPORT).write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
         return store.publish(staging, manifest)
 

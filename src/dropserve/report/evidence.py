@@ -84,6 +84,7 @@ class Evidence:
         parity: figures of the parity checks, by name.
         notes: what the exporters had to say.
         seconds: how long each step took.
+        tested: the same for test rows; None where the run kept none.
     """
 
     run: Stored[RunManifest]
@@ -94,3 +95,4 @@ class Evidence:
     parity: Mapping[str, Mapping[str, Any]]
     notes: Sequence[str]
     seconds: Mapping[str, float]
+    tested: HeldOut | None = None

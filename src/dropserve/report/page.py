@@ -141,11 +141,12 @@ def _absent(outline: tuple[tuple[str, str], ...], why: str) -> tuple[Section, ..
 
 def _classes(evidence: Evidence, held: HeldOut) -> tuple[tuple[Section, ...], tuple[Fact, ...]]:
     a, calibration = class_answers(evidence, held), calibration_of(evidence)
+    tested = None if evidence.tested is None else (class_answers(evidence, evidence.tested), evidence.tested)
     sections = (
         classes.reliability_section(a, evidence.calibrated),
         classes.selective_section(a),
         classes.histogram_section(a),
-        sets.conformal_section(a, held, calibration.sets)
+        sets.conformal_section(a, held, calibration.sets, tested, evidence.manifest.labels)
         if calibration is not None and calibration.sets is not None
         else Section(*_CLASSES[3], absent=_NO_SETS.format(evidence.calibrated)),
         examples.class_examples(a, held, evidence.run.manifest),
@@ -155,12 +156,13 @@ def _classes(evidence: Evidence, held: HeldOut) -> tuple[tuple[Section, ...], tu
 
 def _values(evidence: Evidence, held: HeldOut) -> tuple[tuple[Section, ...], tuple[Fact, ...]]:
     a, calibration = value_answers(evidence, held), calibration_of(evidence)
+    tested = None if evidence.tested is None else value_answers(evidence, evidence.tested)
     method = None if calibration is None else calibration.intervals
     many = a.target.shape[1]
     names = tuple(f"target {d + 1}" for d in range(many))
     sections = (
         values.prediction_section(a, names, values.intervals(a, method, 900) if method else None),
-        values.coverage_section(a, names, method)
+        values.coverage_section(a, names, method, tested)
         if method
         else Section(*_VALUES[1], absent=_NO_SETS.format(evidence.calibrated)),
         values.residual_section(a, evidence.calibrated),

@@ -1,12 +1,13 @@
-"""Prediction sets of a classifier: coverage and size, cross-validated."""
+"""Prediction sets of a classifier: coverage and size, cross-validated and on test rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from dropserve.uncertainty.checks import Bool, Float
+from dropserve.uncertainty.checks import Bool, Float, Whole
 from dropserve.uncertainty.conformal import ConformalClassifier, row_uniforms
 from dropserve.uncertainty.folds import Rows, folds
 
@@ -14,69 +15,140 @@ from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .evidence import HeldOut
 from .svg import Axis, Bars, Line, Points, draw
-from .words import between, count, of_rows, percent
+from .words import between, count, interval, of_rows, percent
 
 COVERAGES = (800, 900, 950, 990)
+TITLE = "Sets that hold the truth as often as promised"
+_WHAT = "Instead of one class, the model can answer with a set that holds the true class as often as asked."
+Judged = tuple[ClassAnswers, HeldOut]
 
 
-def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier) -> Section:
-    """Coverage and size of the prediction sets, cross-validated."""
-    uniforms = None if sets.method == "lac" else row_uniforms(held.inputs, held.settings.seed)
-    crossed = _CrossFitted.of(a, sets, uniforms)
+def conformal_section(
+    a: ClassAnswers,
+    held: HeldOut,
+    sets: ConformalClassifier,
+    tested: Judged | None = None,
+    labels: tuple[str, ...] = (),
+) -> Section:
+    """Coverage and size of the prediction sets: cross-validated, and on test rows where there are answers."""
+    crossed = _CrossFitted.of(a, sets, _uniforms(held, sets))
     found = {c: crossed.sets(c) for c in COVERAGES if crossed.supports(c)}
-    if 900 not in found:
-        few = count(len(a.labels), "held-out row")
-        why = f"{few} cannot support sets at 90% coverage: each fold needs {needed(900)}."
-        return Section("conformal", "Sets that hold the truth as often as promised", absent=why)
-    own = np.arange(len(a.labels))
-    hits = {c: int(s[own, a.labels].sum()) for c, s in found.items()}
-    hit = {c: hits[c] / len(own) for c in found}
-    mean_size = {c: float(s.sum(axis=1).mean()) for c, s in found.items()}
+    fresh = {} if tested is None else _served(*tested, sets)
+    words = [_WHAT, *_told(a, found, tested, fresh), *refusals(sets, labels)]
+    blind = [c for c in COVERAGES if sets.supports(c) and c not in found and c not in fresh]
+    if blind:
+        words.append(
+            f"{_shares(blind)} could not be judged: {count(len(a.labels), 'row')} are too few to part."
+        )
+    if not found and not fresh:
+        return Section("conformal", TITLE, absent=" ".join(words[1:]))
+    blocks: list[Table | Plot] = []
+    note = f"Intervals are those of a share of so many rows (Wilson). The method is {sets.method.upper()}."
+    if sets.classes:
+        note += " Each class has a threshold of its own."
+    if found:
+        blocks.append(_table("held-out rows, cross-validated", found, a.labels, note))
+    if tested is not None and fresh:
+        blocks.append(_table("test rows, as served", fresh, tested[0].labels, note))
+    sizes = found.get(900, fresh.get(900))
+    if sizes is not None:
+        blocks.append(_sizes(sizes.sum(axis=1)))
+    if found:
+        blocks.append(_curve(crossed, a, found))
+    return Section("conformal", TITLE, tuple(words), tuple(blocks))
+
+
+def _told(
+    a: ClassAnswers, found: Mapping[int, Bool], tested: Judged | None, fresh: Mapping[int, Bool]
+) -> list[str]:
+    """Of sets at 90%."""
+    words: list[str] = []
+    if 900 in found:
+        words.append(f"{said(found[900], a.labels, 'held-out')} These figures are cross-validated.")
+        words += at_least_the_label(found[900], a)
+    if tested is not None and 900 in fresh:
+        words.append(f"{said(fresh[900], tested[0].labels, 'test')} Test rows calibrated nothing.")
+        words += at_least_the_label(fresh[900], tested[0])
+    return words
+
+
+def said(sets: Bool, labels: Whole, kind: str) -> str:
+    """What sets [B, C] that were asked for at 90% turned out to be, in words."""
+    rows, classes = sets.shape
+    hits = int(sets[np.arange(rows), labels].sum())
+    low, high = interval(hits, rows)
     words = (
-        (
-            "Instead of one class, the model can answer with a set that holds the true class as often as is "
-            "asked for. "
-            f"Asked for 90%, its sets held the truth for {of_rows(hits[900], len(own))} held-out rows, and "
-            f"had {mean_size[900]:.2f} of {a.mean.shape[1]} classes on average."
-        ),
-        "These figures are cross-validated.",
+        f"Asked for 90%, its sets held the truth for {of_rows(hits, rows)} {kind} rows, and had "
+        f"{float(sets.sum(axis=1).mean()):.2f} of {classes} classes on average."
     )
-    if found[900].all():
-        words += ("Every set holds every class: these sets are always right and say nothing.",)
+    if high < 0.9:
+        words += " That is clearly less often than was asked for."
+    elif low > 0.9:
+        words += " That is clearly more often than was asked for."
+    if sets.all():
+        words += " Every set holds every class: these sets are always right and say nothing."
+    if empty := int((~sets.any(axis=1)).sum()):
+        words += (
+            f" {count(empty, 'set is', 'sets are')} empty: no class is as probable as true ones usually are, "
+            "and the input deserves a look."
+        )
+    return words
+
+
+def at_least_the_label(sets: Bool, a: ClassAnswers) -> list[str]:
+    """Why sets [B, C] at 90% may hold the truth more often; nothing if that is not why."""
     right = a.mean.argmax(axis=1) == a.labels
-    if right.mean() > 0.9:
-        words += (
-            (
-                "A set always holds the most probable class. That class is right for "
-                f"{percent(right.mean())} of these rows, so the sets hold the truth at least as often."
-            ),
+    if right.mean() <= 0.9 or not sets[np.arange(len(sets)), a.mean.argmax(axis=1)].all():
+        return []
+    return [
+        (
+            "Each of these sets holds the most probable class. That class is right for "
+            f"{percent(float(right.mean()))} of these rows, so the sets hold the truth at least as often."
         )
-    missing = [c for c in COVERAGES if c not in found]
-    if missing:
-        asked_for = " and ".join(percent(c / 1000, 0) for c in missing)
-        words += (
-            (
-                f"{count(len(own), 'row')} cannot support {asked_for}: {percent(missing[0] / 1000, 0)} needs "
-                f"at least {needed(missing[0])} calibration rows. No set is given for it."
-            ),
-        )
+    ]
+
+
+def refusals(sets: ConformalClassifier, labels: tuple[str, ...] = ()) -> list[str]:
+    """The coverages at which the model gives no set, or at which some classes stand in all, and why."""
+    refused = [c for c in COVERAGES if not sets.supports(c)]
+    words: list[str] = []
+    if refused:
+        words.append(f"Asked for {_shares(refused)}, it gives no set: {sets.note(refused[0], labels)}.")
+    partly = [c for c in COVERAGES if c not in refused and sets.note(c) is not None]
+    if partly:
+        words.append(f"Asked for {_shares(partly)}: {sets.note(partly[0], labels)}.")
+    return words
+
+
+def _shares(coverages: list[int]) -> str:
+    return " or ".join(percent(c / 1000, 0) for c in coverages)
+
+
+def _uniforms(held: HeldOut, sets: ConformalClassifier) -> Float | None:
+    return None if sets.method == "lac" else row_uniforms(held.inputs, held.settings.seed)
+
+
+def _served(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier) -> dict[int, Bool]:
+    """Sets [B, C] at each coverage by the version's own calibration."""
+    uniforms = _uniforms(held, sets)
+    return {c: sets.sets(a.mean, c, uniforms) for c in COVERAGES if sets.supports(c)}
+
+
+def _table(kind: str, found: Mapping[int, Bool], labels: Whole, note: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for c, s in found.items():
-        sizes, ends = s.sum(axis=1), between(hits[c], len(own)).removeprefix("95% interval ")
-        rows.append(
-            (percent(c / 1000, 0), percent(hit[c]), ends, f"{mean_size[c]:.2f}",
-             percent((sizes == 1).mean()))
-        )  # fmt: skip
+        sizes, hits = s.sum(axis=1), int(s[np.arange(len(s)), labels].sum())
+        ends = between(hits, len(s)).removeprefix("95% interval ")
+        one = percent(float((sizes == 1).mean()))
+        rows.append((percent(c / 1000, 0), percent(hits / len(s)), ends, f"{float(sizes.mean()):.2f}", one))
     head = ("asked", "held the truth", "95% interval", "mean size", "one class")
-    table = Table(
-        head, tuple(rows), 0,
-        caption="The interval is that of a share of so many rows (Wilson). "
-        f"The method is {sets.method.upper()}.",
-    )  # fmt: skip
-    sizes = found[900].sum(axis=1)
+    return Table(head, tuple(rows), 0, caption=f"{count(len(labels), 'row')}: {kind}. {note}")
+
+
+def _sizes(sizes: Whole) -> Plot:
     most = int(sizes.max())
     shares = np.bincount(sizes, minlength=most + 1) / len(sizes)
-    plot = Plot(
+    return Plot(
         "Size of the sets at 90%",
         draw(
             "Sizes of prediction sets at 90% coverage",
@@ -85,9 +157,14 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
             [Bars(np.arange(most + 2) - 0.5, shares)],
         ),
     )
+
+
+def _curve(crossed: _CrossFitted, a: ClassAnswers, found: Mapping[int, Bool]) -> Plot:
+    own = np.arange(len(a.labels))
     asked = np.array([c for c in range(20, 1000, 20) if crossed.supports(c)])
     reached = [float(crossed.sets(int(c))[own, a.labels].mean()) for c in asked]
-    curve = Plot(
+    hit = [float(s[own, a.labels].mean()) for s in found.values()]
+    return Plot(
         "Coverage asked for and reached",
         draw(
             "Coverage of prediction sets against the coverage asked for",
@@ -96,17 +173,11 @@ def conformal_section(a: ClassAnswers, held: HeldOut, sets: ConformalClassifier)
             [
                 Line([0, 1], [0, 1], "faint", dashed=True),
                 Line(asked / 1000, reached),
-                Points(np.array(list(found)) / 1000, list(hit.values()), "a", radius=3),
+                Points(np.array(list(found)) / 1000, hit, "a", radius=3),
             ],
         ),
         (("a", "reached"), ("faint", "asked")),
     )
-    return Section("conformal", "Sets that hold the truth as often as promised", words, (table, plot, curve))
-
-
-def needed(coverage: int) -> int:
-    """The fewest calibration rows whose quantile exists at a coverage in thousandths."""
-    return -(-coverage // (1000 - coverage))
 
 
 @dataclass(frozen=True)
@@ -138,11 +209,7 @@ class _CrossFitted:
 
     def supports(self, coverage: int) -> bool:
         """Whether the calibration rows of every part suffice for a coverage in thousandths."""
-        rows = len(self.answers.labels)
-        return all(
-            rows - len(judged) >= needed(coverage) and fitted.supports(coverage)
-            for judged, fitted in self.parts
-        )
+        return all(fitted.supports(coverage) for _, fitted in self.parts)
 
     def sets(self, coverage: int) -> Bool:
         """Which classes each set holds [B, C]."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from dropserve.uncertainty.checks import Float
+from dropserve.uncertainty.checks import Bool, Float
 from dropserve.uncertainty.folds import folds
 from dropserve.uncertainty.intervals import ConformalRegressor
 from dropserve.uncertainty.metrics import rmse
@@ -15,7 +16,7 @@ from dropserve.uncertainty.ranking import risk_coverage
 from .answers import ValueAnswers
 from .content import Plot, Section, Table
 from .svg import Axis, Bars, Line, Points, draw
-from .words import count, number, percent
+from .words import between, count, interval, number, of_rows, percent
 
 COVERAGES = (500, 800, 900, 950)
 MOST_POINTS = 300
@@ -78,46 +79,99 @@ def prediction_section(a: ValueAnswers, names: tuple[str, ...], ends: Ends | Non
     return Section("predictions", "How close are its predictions?", tuple(words), (plot, table))
 
 
-def coverage_section(a: ValueAnswers, names: tuple[str, ...], method: ConformalRegressor) -> Section:
-    """Coverage and width of the intervals, cross-validated."""
+def coverage_section(
+    a: ValueAnswers, names: tuple[str, ...], method: ConformalRegressor, tested: ValueAnswers | None = None
+) -> Section:
+    """Coverage and width of the intervals: cross-validated, and on test rows where there are answers."""
     title = "Intervals that hold the truth as often as promised"
     if a.total is None:
         return Section("conformal", title, absent="Without dropout there are no deviations to calibrate.")
-    found = {c: ends for c in COVERAGES if (ends := intervals(a, method, c)) is not None}
-    inside = {c: (low <= a.target) & (a.target <= high) for c, (low, high) in found.items()}
-    width = {c: (high - low).mean(axis=0) for c, (low, high) in found.items()}
+    crossed = {c: ends for c in COVERAGES if (ends := finite(intervals(a, method, c))) is not None}
+    fresh = {} if tested is None else _served(tested, method)
+    words: list[str] = []
+    if 900 in crossed:
+        words.append(f"{_held(crossed[900], a.target, 'held-out')} These figures are cross-validated.")
+    if tested is not None and 900 in fresh:
+        words.append(f"{_held(fresh[900], tested.target, 'test')} Test rows calibrated nothing.")
+    if refused := [c for c in COVERAGES if not method.supports(c)]:
+        shares = " or ".join(percent(c / 1000, 0) for c in refused)
+        words.append(f"Asked for {shares}, it gives no interval: {method.note(refused[0])}.")
+    if not crossed and not fresh:
+        why = " ".join(words) or f"{count(len(a.target), 'row')} are too few to part and judge."
+        return Section("conformal", title, absent=why)
+    blocks: list[Table | Plot] = []
+    if crossed:
+        blocks.append(_coverages("held-out rows, cross-validated", crossed, a.target, names, method))
+    if tested is not None and fresh:
+        blocks.append(_coverages("test rows, as served", fresh, tested.target, names, method))
+    asked = [(c, ends) for c in range(20, 1000, 20) if (ends := finite(intervals(a, method, c))) is not None]
+    reached = [float(_inside(ends, a.target)[:, 0].mean()) for _, ends in asked]
+    if asked:
+        plot = Plot(
+            "Coverage asked for and reached",
+            draw(
+                "Coverage of intervals against the coverage asked for",
+                Axis("asked", 0, 1, percent=True),
+                Axis("reached", 0, 1, percent=True),
+                [
+                    Line([0, 1], [0, 1], "faint", dashed=True),
+                    Line(np.array([c for c, _ in asked]) / 1000, reached),
+                ],
+            ),
+            (("a", "reached"), ("faint", "asked")),
+        )
+        blocks.append(plot)
+    return Section("conformal", title, tuple(words), tuple(blocks))
+
+
+def finite(ends: Ends | None) -> Ends | None:
+    """Intervals, unless some are infinite: then there were too few rows for their coverage."""
+    return ends if ends is not None and all(np.isfinite(side).all() for side in ends) else None
+
+
+def _served(a: ValueAnswers, method: ConformalRegressor) -> dict[int, Ends]:
+    """Intervals at each coverage by the version's own calibration."""
+    if a.total is None:
+        return {}
+    first, second = (a.mean, a.total) if a.band is None else a.band
+    return {c: method.intervals(first, second, c) for c in COVERAGES if method.supports(c)}
+
+
+def _inside(ends: Ends, target: Float) -> Bool:
+    return (ends[0] <= target) & (target <= ends[1])
+
+
+def _held(ends: Ends, target: Float, kind: str) -> str:
+    """How often intervals that were asked for at 90% held the first target, in words."""
+    hits, rows = int(_inside(ends, target)[:, 0].sum()), len(target)
+    low, high = interval(hits, rows)
     words = (
-        (
-            f"Asked for intervals that hold the truth 90% of the time, the model gave intervals that held it "
-            f"{percent(float(inside[900][:, 0].mean()))} of the time and were {_width(float(width[900][0]))} "
-            f"wide on "
-            "average. These figures are cross-validated."
-        ),
+        f"Asked for 90%, its intervals held the truth for {of_rows(hits, rows)} {kind} rows, and were "
+        f"{number(float((ends[1] - ends[0])[:, 0].mean()))} wide on average."
     )
-    rows = [
-        (*((names[d],) if len(names) > 1 else ()), percent(c / 1000, 0),
-         percent(float(inside[c][:, d].mean())), _width(float(width[c][d])))
-        for d in range(len(names)) for c in found
-    ]  # fmt: skip
-    head = (*(("target",) if len(names) > 1 else ()), "asked", "held the truth", "mean width")
-    table = Table(head, tuple(rows), len(head) - 3, caption=f"The method is “{method.method}”.")
-    asked = np.arange(20, 1000, 20)
-    reached: list[float] = []
-    for c in asked:
-        ends = intervals(a, method, int(c))
-        assert ends is not None  # noqa: S101  # for the type checker: there are deviations
-        reached.append(float(((ends[0] <= a.target) & (a.target <= ends[1]))[:, 0].mean()))
-    plot = Plot(
-        "Coverage asked for and reached",
-        draw(
-            "Coverage of intervals against the coverage asked for",
-            Axis("asked", 0, 1, percent=True),
-            Axis("reached", 0, 1, percent=True),
-            [Line([0, 1], [0, 1], "faint", dashed=True), Line(asked / 1000, reached)],
-        ),
-        (("a", "reached"), ("faint", "asked")),
+    if high < 0.9:
+        words += " That is clearly less often than was asked for."
+    elif low > 0.9:
+        words += " That is clearly more often than was asked for."
+    return words
+
+
+def _coverages(
+    kind: str, found: Mapping[int, Ends], target: Float, names: tuple[str, ...], method: ConformalRegressor
+) -> Table:
+    many, rows = len(target), list[tuple[str, ...]]()
+    for d, name in enumerate(names):
+        for c, ends in found.items():
+            hits = int(_inside(ends, target)[:, d].sum())
+            told = between(hits, many).removeprefix("95% interval ")
+            width = number(float((ends[1] - ends[0])[:, d].mean()))
+            own = (name,) if len(names) > 1 else ()
+            rows.append((*own, percent(c / 1000, 0), percent(hits / many), told, width))
+    head = (*(("target",) if len(names) > 1 else ()), "asked", "held the truth", "95% interval", "mean width")
+    caption = (
+        f"{count(many, 'row')}: {kind}. Intervals of shares are Wilson's. The method is “{method.method}”."
     )
-    return Section("conformal", title, words, (plot, table))
+    return Table(head, tuple(rows), len(head) - 4, caption=caption)
 
 
 def residual_section(a: ValueAnswers, why_not: str) -> Section:
@@ -211,7 +265,3 @@ def selective_section(a: ValueAnswers) -> Section:
 def _gaussian_nll(a: ValueAnswers, std: Float) -> float:
     z = (a.target - a.mean) / std
     return float((np.square(z) / 2 + np.log(std) + math.log(2 * math.pi) / 2)[:, 0].mean())
-
-
-def _width(value: float) -> str:
-    return number(value) if math.isfinite(value) else "infinitely"

@@ -45,6 +45,7 @@ from dropserve.training.run_folder import (
 from dropserve.training.seeding import seeded
 
 _TESTED = 5000  # test rows whose answers the report shows
+_ASKED = 1000  # of these, the first, whose Monte Carlo answers it judges: their inputs are kept too
 _REFERENCES = 5000  # training rows that requests are compared with
 
 
@@ -203,9 +204,13 @@ def train(
             if len(rows):
                 held_out = {INPUT: table.features[rows], "target": table.target[rows]}
                 np.savez(folder / file, **held_out)  # type: ignore[arg-type]  # numpy's stub takes a bool for any key
-        shown = np.sort(np.random.default_rng(0).permutation(split.test)[:_TESTED])
-        answers = predict(served, table.features[shown])
-        np.savez(folder / TEST, output=answers, target=table.target[shown])
+        shown = np.random.default_rng(0).permutation(split.test)[:_TESTED]
+        answers: dict[str, Any] = {
+            "output": predict(served, table.features[shown]),
+            "target": table.target[shown],
+        }
+        answers[INPUT] = table.features[shown[:_ASKED]]
+        np.savez(folder / TEST, **answers)
         columns = dataset.preprocessing.columns.get(INPUT, ())
         first = plain(table.features[split.validation[:1]])
         write_instances(folder, [request_row(row, columns) for row in first])
