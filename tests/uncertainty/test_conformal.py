@@ -198,6 +198,18 @@ def test_class_conditional_coverage_holds_for_each_class_where_marginal_coverage
     assert np.allclose(hits[True], 0.9, atol=0.04)
 
 
+def test_a_class_conditional_set_holds_the_most_probable_class_too():
+    """Class 0 needs a high probability: by thresholds alone, sets lack their best class."""
+    p, y, _ = draw(3000, 1)
+    y = np.where((y == 0) & (p[:, 0] < 0.9), 1, y)
+    fitted = ConformalClassifier.fit(p, y, class_conditional=True)
+    rows, best = np.arange(3000), p.argmax(1)
+    exact, sets = fitted.sets(p, 900, allow_empty=True), fitted.sets(p, 900)
+    assert (exact.any(1) & ~exact[rows, best]).sum() > 50
+    assert sets[rows, best].all()
+    assert np.array_equal(np.delete(sets, 0, 1)[best == 0], np.delete(exact, 0, 1)[best == 0])
+
+
 def test_classes_with_too_few_rows_stand_in_every_set_and_are_named():
     p, y, u = draw(400, 1)
     kept = (y != 2) & ((y != 4) | (np.cumsum(y == 4) <= 5))

@@ -18,8 +18,9 @@ Three scores, of which a set takes all classes up to a threshold:
 
 A set always holds the most probable class. By the threshold alone, a model that is right more often than the
 coverage asked for gives empty sets, even for rows that it is sure of: that makes the coverage exact and helps
-nobody. With the class, the sets hold the truth at least as often: for about the share of rows that the model
-gets right, where that share is the larger (the RAPS paper's code has the same choice, ``allow_zero_sets``).
+nobody. A class-conditional threshold may also leave out the most probable class alone. With that class, the
+sets hold the truth at least as often as asked for, and at least as often as the model is right (the RAPS
+paper's code offers the same for empty sets, by ``allow_zero_sets``).
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ class ConformalClassifier:
             probabilities: [B, C].
             coverage: parts per thousand, 1 to 999.
             uniforms: [B], for APS and RAPS.
-            allow_empty: whether a row may be all False, which makes the coverage exact (see the module's
-                text); else the most probable class is in every set.
+            allow_empty: whether thresholds alone decide, which makes the coverage exact (see the module's
+                text) and may leave a row all False; else the most probable class is in every set.
 
         Returns:
             [B, C]; all True where :meth:`supports` is False.
@@ -194,9 +195,9 @@ class ConformalClassifier:
 
 
 def with_label(sets: Bool, label: NDArray[np.intp]) -> Bool:
-    """Sets [B, C] of which none is empty: where one was, it holds the most probable class, ``label`` [B]."""
+    """Sets [B, C] with the most probable class, ``label`` [B], in each."""
     found = sets.copy()
-    found[np.arange(len(found)), label] |= ~found.any(axis=1)
+    found[np.arange(len(found)), label] = True
     return found
 
 
