@@ -103,6 +103,13 @@ def test_a_value_outside_the_training_range_is_flagged_by_its_column(version: Ve
     assert found[4][REASON] is None
 
 
+def test_the_report_and_the_export_name_the_score_and_its_false_alarms(version: Version) -> None:
+    page = version.path("report.html").read_text("utf-8")
+    assert "auto (distances: range, inputs): flagged above " in page
+    assert "at most 5.0% of usual rows on average" in page
+    assert "out of distribution by auto" in version.path("export.json").read_text("utf-8")
+
+
 def test_values_that_do_not_go_together_and_unknown_categories_are_told(version: Version) -> None:
     document = ask(
         version,

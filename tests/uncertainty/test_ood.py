@@ -102,3 +102,12 @@ def test_what_overflows_32_bits_is_far_away_and_the_value_is_named():
 def test_indecision_is_not_said_to_be_unfamiliarity():
     assert "indecision" in str(OodThreshold.fit(np.arange(99.0), score="predictive_entropy").meaning())
     assert OodThreshold.fit(np.arange(99.0), score="auto").meaning() is None
+
+
+def test_the_share_of_usual_rows_that_is_flagged_is_told_with_its_spread():
+    told = OodThreshold.fit(np.arange(95.0), score="energy").alarms()
+    mean, deviation = stats.beta(4, 92).stats()
+    high = float(mean + 2 * np.sqrt(deviation))
+    assert told == (
+        f"at most 5.0% of usual rows on average; 0.1% to {high:.1%} by the luck of the 95 calibration rows"
+    )

@@ -277,5 +277,6 @@ def _regressor_line(record: Calibration) -> str:
 
 
 def _noted(line: str, record: Calibration) -> str:
-    """The line, and what so few rows mean for it."""
-    return "; ".join([line, *record.notes()])
+    """The line, the out-of-distribution score, and what so few rows mean for it."""
+    score = [] if record.ood is None else [f"out of distribution by {record.ood.score}"]
+    return "; ".join([line, *score, *record.notes()])

@@ -47,10 +47,10 @@ def describe(evidence: Evidence) -> Section:
         if manifest.calibration is not None and "calibration" not in split:
             rows.append(("calibration rows", "the validation rows, which also chose the epoch"))
     if (found := calibration_of(evidence)) is not None and found.ood is not None:
-        spoken = found.ood.score.replace("_", " ")
-        limit = found.ood.note() or f"flagged above {number(found.ood.threshold or 0.0)}"
-        alarms = percent(found.ood.false_alarms / 1000, 1)
-        rows.append(("unlike its data", f"{spoken}: {limit}; at most {alarms} of usual rows"))
+        parts = f" (distances: {', '.join(p.name for p in found.ood.parts)})" if found.ood.parts else ""
+        limit = found.ood.note()
+        limit = limit or f"flagged above {number(found.ood.threshold or 0.0)}, {found.ood.alarms()}"
+        rows.append(("out of distribution", f"{found.ood.score}{parts}: {limit}"))
     blocks = [Table(("property", "value"), tuple(rows), numbers=2)]
     blocks += [_columns(columns) for columns in manifest.preprocessing.columns.values() if _told(columns)]
     if run.metrics:

@@ -16,7 +16,7 @@ from dropserve.dropout.statistics import ClassificationStatistics
 from dropserve.errors import UsageError
 from dropserve.uncertainty.checks import Bool, Float, as_float
 from dropserve.uncertainty.distances import Part, combined, far_outside, reason
-from dropserve.uncertainty.quantiles import WHOLE, Quantiles
+from dropserve.uncertainty.quantiles import WHOLE, Quantiles, coverage_theory
 from dropserve.uncertainty.ranking import auroc, fpr_at_tpr
 
 ScoreName = Literal[
@@ -163,6 +163,15 @@ class OodThreshold:
             f"{-(-(WHOLE - self.false_alarms) // self.false_alarms)}"
         )
         return f"{note}. Only values far outside the training range are flagged" if self.parts else note
+
+    def alarms(self) -> str:
+        """How many usual rows are flagged, in words."""
+        coverage, deviation = coverage_theory(self.rows, WHOLE - self.false_alarms)
+        low, high = (max(0.0, 1 - coverage + sign * 2 * deviation) for sign in (-1, 1))
+        return (
+            f"at most {self.false_alarms / WHOLE:.1%} of usual rows on average; {low:.1%} to {high:.1%} by "
+            f"the luck of the {self.rows} calibration rows"
+        )
 
     def meaning(self) -> str | None:
         """What the score measures, where that is not how unlike the training rows a row is."""
