@@ -178,6 +178,7 @@ def archive(folder: Path, manifest: VersionManifest, endpoint: str, graphs: tupl
     for name in (*graphs, "example.json"):
         if (folder / name).is_file():
             (payload / name).write_bytes((folder / name).read_bytes())
+    (payload / "handler.py").write_bytes((ROOT / "serving" / "handler.py").read_bytes())
     write_manifest(payload, manifest.model_copy(update={"files": hash_folder(payload)}))
     entry = {
         "createdOn": "01/01/2026 00:00:00",
@@ -194,8 +195,7 @@ def archive(folder: Path, manifest: VersionManifest, endpoint: str, graphs: tupl
     with zipfile.ZipFile(folder / f"{endpoint}.mar", "w") as mar:
         for name in (*hash_folder(payload), MANIFEST, MANIFEST_HASH):
             mar.write(payload / name, name)
-        for name in ("handler.py", "model-config.yaml"):
-            mar.write(ROOT / "serving" / name, name)
+        mar.write(ROOT / "serving" / "model-config.yaml", "model-config.yaml")
         mar.writestr("MAR-INF/MANIFEST.json", json.dumps(entry))
     for path in payload.iterdir():
         path.unlink()

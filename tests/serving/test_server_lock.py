@@ -216,6 +216,28 @@ def test_torchserve_lets_no_other_user_reach_its_management(run_dir: Path, mlp_v
     assert deployment.management_socket.parent.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
+def test_an_altered_handler_of_an_archive_never_runs(
+    run_dir: Path, mlp_version: Version, tmp_path: Path
+) -> None:
+    deployment = lifecycle.start(run_dir, [mlp_version], options(engine="torchserve"))
+    assert answers(deployment.url)
+    mark = tmp_path / "it-ran"
+    handler = deployment.folder / "models" / "mlp" / "handler.py"
+    handler.chmod(0o600)
+    handler.write_text(f"open({str(mark)!r}, 'w').close()\n{handler.read_text()}")
+    state = read_state(run_dir)
+    assert state is not None
+    assert state.frontend is not None
+    (worker,) = psutil.Process(state.frontend.pid).children(recursive=True)
+    worker.kill()
+    log, deadline = deployment.logs / "model_log.log", time.monotonic() + 60
+    while "dropserve cannot load mlp" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "handler.py is not what was published" in log.read_text()
+    assert not mark.exists()
+
+
 @pytest.fixture
 def project(tmp_path: Path, publish_version: Callable[..., Version], mlp: Any) -> Path:
     """A folder whose store holds one version."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 _METRICS = "metrics.yaml"
+_HANDLER = "dropserve.serving.handler:verified_handle"
 _TOKEN_MINUTES = 525_600  # TorchServe's hour would lock every client out while it is in use
 
 
@@ -114,6 +115,11 @@ class TorchServeHost:
             raise UsageError(
                 f"{decided[unfit[0]]}: TorchServe would replace what stands between $$ in this path"
             )
+        for endpoint in deployment.endpoints:
+            archive = deployment.folder / "models" / endpoint.name / "MAR-INF" / "MANIFEST.json"
+            content = json.loads(archive.read_bytes())
+            content["model"]["handler"] = _HANDLER  # it verifies the archive before the archive's own runs
+            archive.write_text(json.dumps(content, indent=1), "utf-8")
         settings = {**_usual(), **properties.values, **decided}
         lines = [f"{key}={escape(value)}" for key, value in settings.items()]
         (deployment.folder / "config.properties").write_text("\n".join(lines) + "\n", "ascii")
