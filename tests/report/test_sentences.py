@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from dropserve.report.content import Gallery, Table
+from dropserve.report.classes import confidence, declined
+from dropserve.report.content import Gallery, Plot, Table
 from dropserve.report.evidence import Evidence, HeldOut
 from dropserve.report.learning import gap, tail, why_kept
 from dropserve.report.page import compose
 from dropserve.report.sets import COVERAGES, refusals, said
+from dropserve.report.values import within
 from dropserve.report.words import interval
 from dropserve.uncertainty.conformal import ConformalClassifier
+from dropserve.uncertainty.ranking import risk_coverage
 
 Make = Callable[..., Evidence]
 Rows = Callable[..., HeldOut]
@@ -175,3 +179,64 @@ def test_intervals_of_few_rows_are_refused(make: Make, value_rows: Rows) -> None
         "inf" in cell for b in found.blocks if isinstance(b, Table) for row in b.rows for cell in row
     )
     assert not any(row[0] == "95%" for b in found.blocks if isinstance(b, Table) for row in b.rows)
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.data())
+def test_confidence_is_called_too_much_or_too_little_only_beyond_chance(
+    rows: int, sure: float, data: st.DataObject
+) -> None:
+    hits = data.draw(st.integers(0, rows))
+    words = confidence(sure, hits, rows, 0.1)
+    ends = binomtest(hits, rows).proportion_ci(method="wilson")
+    near = min(abs(sure - ends.low), abs(sure - ends.high)) < 1e-6
+    assert near or ("less sure than it may be" in words) == (sure < ends.low)
+    assert near or ("more sure than it should be" in words) == (sure > ends.high)
+    assert f"right on {hits} of {rows} (95% interval" in words
+
+
+@given(st.integers(1, 200), st.data())
+def test_what_declining_buys_is_told_as_it_is(rows: int, data: st.DataObject) -> None:
+    wrong = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))  # most certain first
+    curve = risk_coverage(-np.arange(float(rows)), wrong.astype(float))
+    words = declined(int(wrong.sum()), rows, curve.risk_at(0.9), curve.risk_at(0.5))
+    assert ("None of the" in words) == (not wrong.any())
+    if wrong.any():
+        half = wrong[: math.ceil(rows / 2)].mean()
+        assert f"if half, {100 * half:.1f}%" in words
+        assert ("no smaller share" in words) == (half >= wrong.mean())
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.sampled_from([0.5, 0.9]))
+def test_so_many_errors_are_as_small_as_is_said(errors: list[float], share: float) -> None:
+    bound = within(np.array(errors), share)
+    assert sum(error <= bound for error in errors) >= share * len(errors) - 1e-9
+    assert sum(error < bound for error in errors) < share * len(errors) + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "ties", "one class", "certain"])
+@pytest.mark.parametrize("rows", [20, 21, 45])
+def test_a_page_of_odd_answers_is_whole_and_says_nothing_false(
+    make: Make, class_rows: Rows, kind: str, rows: int
+) -> None:
+    held = class_rows(rows)
+    truth = np.zeros(rows, int) if kind == "one class" else held.target
+    said_class = (truth + 1) % 4 if kind == "wrong" else truth
+    scale = 0.0 if kind == "ties" else 60.0 if kind == "certain" else 2.0
+    logits = scale * np.eye(4)[said_class]
+    samples = np.repeat(logits[None], len(held.samples), axis=0)
+    page = compose(make(replace(held, target=truth, plain=logits, samples=samples)))
+    text = " ".join(words for s in page.sections for words in (*s.words, s.absent))
+    assert not re.search(r"\b(nan|inf)\b", text)
+    right = int((logits.argmax(axis=1) == truth).sum())
+    assert ("answers are right: there is no wrong answer" in text) == (right == rows)
+    assert ("answers are wrong: there is no right answer" in text) == (right == 0)
+    assert f"it is right on {right} of {rows}" in text
+
+
+@pytest.mark.parametrize("losses", ["nan,nan,nan", "1.0,nan,0.5", "0.0,0.0,0.0", "inf,1.0,2.0"])
+def test_a_page_of_an_odd_curve_is_whole(make: Make, losses: str) -> None:
+    curve = "epoch,train_loss,validation_loss,validation_accuracy,learning_rate,seconds\n"
+    curve += "".join(f"{k + 1},{loss},{loss},0.5,0.1,1\n" for k, loss in enumerate(losses.split(",")))
+    page = compose(make(curve=curve))
+    drawings = [str(b.svg) for s in page.sections for b in s.blocks if isinstance(b, Plot)]
+    assert not any(re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', drawing) for drawing in drawings)

@@ -160,7 +160,8 @@ def _results(run: Stored[RunManifest], fitted: Fitted) -> Group:
     for name in names:
         grid.add_column(name, justify="right")
     for part in ("validation", "test"):
-        grid.add_row(part, *(f"{metrics[f'{part}_{name}']:.4f}" for name in names))
+        own = [metrics.get(f"{part}_{name}") for name in names]
+        grid.add_row(part, *("" if value is None else f"{value:.4f}" for value in own))
     why = "validation stopped improving" if fitted.stopped_early else "all epochs done"
     return Group(grid, f"weights of epoch {fitted.best.number} of {len(fitted.curve)}: {why}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
@@ -13,7 +14,7 @@ from .answers import calibration_of
 from .content import Section, Table
 from .evidence import Evidence
 from .learning import monitor_of
-from .words import count, listed, number, percent, size, spaced
+from .words import between, count, listed, number, percent, size, spaced
 
 _SHARES = ("accuracy",)
 
@@ -45,7 +46,8 @@ def describe(evidence: Evidence) -> Section:
     if isinstance(split, dict):
         rows += [(f"{part} rows", f"{many:,}") for part, many in split.items() if isinstance(many, int)]
         if manifest.calibration is not None and "calibration" not in split:
-            rows.append(("calibration rows", "the validation rows, which also chose the epoch"))
+            chose = "" if monitor_of(run) == "nothing" else ", which also chose the epoch"
+            rows.append(("calibration rows", f"the validation rows{chose}"))
     if (found := calibration_of(evidence)) is not None and found.ood is not None:
         parts = f" (distances: {', '.join(p.name for p in found.ood.parts)})" if found.ood.parts else ""
         limit = found.ood.note()
@@ -85,9 +87,9 @@ def _dropout(manifest: VersionManifest) -> str:
             "answers, but cannot say how sure it is by Monte Carlo dropout."
         )
     return (
-        f"It was trained with dropout in {count(len(manifest.sites), 'place')}. Plain answers have dropout "
+        f"It has dropout in {count(len(manifest.sites), 'place')}. Plain answers have dropout "
         "switched off and are the same every time. Monte Carlo answers ask many thinned copies of the model "
-        "instead: where the copies disagree, the model does not know."
+        "instead: the more the copies disagree, the less sure the model is."
     )
 
 
@@ -101,16 +103,26 @@ def _quality(run: RunManifest) -> str:
     chose = "" if monitor_of(run) == "nothing" else " (which chose the best epoch)"
     aside = " that were kept aside from training" if part == "test" else chose
     if f"{part}_accuracy" in m:
-        return f"{on}{aside} it is right {percent(m[f'{part}_accuracy'])} of the time."
+        share = m[f"{part}_accuracy"]
+        ends = f" ({between(round(share * many), many)})" if isinstance(many, int) and many else ""
+        return f"{on}{aside} it is right {percent(share)} of the time{ends}."
     if f"{part}_rmse" in m:
-        r2 = f", and explains {percent(m[f'{part}_r2'])} of the variance" if f"{part}_r2" in m else ""
+        r2 = _explained(m.get(f"{part}_r2"))
         return f"{on}{aside} it is off by {number(m[f'{part}_rmse'])} (root mean square){r2}."
     return f"{on}{aside} it was measured as the table says."
 
 
+def _explained(r2: float | None) -> str:
+    if r2 is None or not math.isfinite(r2):
+        return ""
+    if r2 <= 0:
+        return f", and explains none of the variance (R² {number(r2)})"
+    return f", and explains {percent(r2)} of the variance"
+
+
 def _measured(metrics: Mapping[str, float]) -> Table:
     rows = tuple((spaced(name), _metric(name, value)) for name, value in metrics.items())
-    caption = "Loss is in nats."
+    caption = "Loss is in nats." if any(name.endswith("_loss") for name in metrics) else ""
     if any(name.endswith("_ece") for name in metrics):
         caption += " ece: expected calibration error, over bins of equal width, and (mass) of equal mass."
     return Table(("measured after training, dropout off", "value"), rows, caption=caption)

@@ -12,7 +12,7 @@ from dropserve.uncertainty.scores import BINS, Scores
 from .answers import ClassAnswers
 from .content import Plot, Section, Table
 from .svg import Axis, Bars, Line, Points, draw
-from .words import count, interval, percent
+from .words import between, count, interval, of_rows, percent
 
 
 def reliability_section(a: ClassAnswers, why_not: str) -> Section:
@@ -35,17 +35,8 @@ def reliability_section(a: ClassAnswers, why_not: str) -> Section:
         "four.",
     )
     judged, found = (a.mean if a.calibrated is None else a.calibrated), scores[-1][1]
-    error, sure, right = found.ece, float(judged.max(axis=1).mean()), found.accuracy
-    lean = "a little less sure than it may be" if sure < right else "a little more sure than it should be"
-    words = [
-        (
-            f"When the model says “{percent(sure, 0)} sure”, is it right {percent(sure, 0)} of the time? On "
-            f"{count(len(a.labels), 'held-out row')} its mean confidence is {percent(sure)} and it is right "
-            f"{percent(right)} of the time: on average {lean}. Confidence and accuracy differ by "
-            f"{percent(error)} on "
-            "average over the levels of confidence."
-        ),
-    ]
+    hits = int((judged.argmax(axis=1) == a.labels).sum())
+    words = [confidence(float(judged.max(axis=1).mean()), hits, len(a.labels), found.ece)]
     if a.calibrated is not None:
         words.append(
             f"Before calibration they differed by {percent(scores[-2][1].ece)}. The figures after "
@@ -58,6 +49,29 @@ def reliability_section(a: ClassAnswers, why_not: str) -> Section:
     if a.calibrated is not None:
         blocks.append(diagram("After calibration", a.calibrated, a.labels))
     return Section("reliability", "Can its probabilities be believed?", tuple(words), tuple(blocks))
+
+
+def confidence(sure: float, hits: int, rows: int, error: float) -> str:
+    """How mean confidence and accuracy compare, in words.
+
+    Args:
+        sure: mean confidence.
+        hits: right answers.
+        rows: of which there were so many.
+        error: expected calibration error.
+    """
+    low, high = interval(hits, rows)
+    if sure < low:
+        lean = "on average it is less sure than it may be"
+    elif sure > high:
+        lean = "on average it is more sure than it should be"
+    else:
+        lean = "that difference lies within chance"
+    return (
+        f"When the model says “{percent(sure, 0)} sure”, is it right {percent(sure, 0)} of the time? Its "
+        f"mean confidence on held-out rows is {percent(sure)}, and it is right on {of_rows(hits, rows)}: "
+        f"{lean}. Confidence and accuracy differ by {percent(error)} on average over levels of confidence."
+    )
 
 
 def diagram(name: str, probabilities: Float, labels: Whole) -> Plot:
@@ -97,18 +111,7 @@ def selective_section(a: ClassAnswers) -> Section:
     wrong = (~a.correct).astype(float)
     curve = risk_coverage(-a.total, wrong)
     best = risk_coverage(-wrong, wrong)
-    all_of_it, most, half = curve.risk_at(1), curve.risk_at(0.9), curve.risk_at(0.5)
-    words = (
-        (
-            f"If the model answers everything, {percent(all_of_it)} of its answers are wrong. If it passes "
-            f"the "
-            f"10% "
-            f"that it is least sure of to a person, {percent(most)} of the rest are wrong; if half, "
-            f"{percent(half)}."
-        ),
-    )
-    if all_of_it > 0 and half >= all_of_it:
-        words += ("Its doubt does not tell right answers from wrong ones on these rows.",)
+    words = (declined(int(wrong.sum()), len(wrong), curve.risk_at(0.9), curve.risk_at(0.5)),)
     table = Table(
         ("answered by the model", "wrong among these"),
         tuple((percent(c, 0), percent(curve.risk_at(c), 2)) for c in (1, 0.95, 0.9, 0.8, 0.7, 0.5)),
@@ -129,18 +132,44 @@ def selective_section(a: ClassAnswers) -> Section:
     return Section("selective", "What if it declines when in doubt?", words, (plot, table))
 
 
+def declined(wrong: int, rows: int, most: float, half: float) -> str:
+    """What declining buys, in words.
+
+    Args:
+        wrong: answers of all rows.
+        rows: how many there are.
+        most: share wrong among the 90% that the model is surest of.
+        half: the same among the surest half.
+    """
+    if not wrong:
+        return (
+            f"None of the {count(rows, 'held-out answer')} is wrong ({between(0, rows)} of answers): what "
+            "declining buys cannot be seen on these rows."
+        )
+    words = (
+        f"If the model answers everything, {of_rows(wrong, rows)} of its answers to held-out rows are wrong. "
+        f"If it passes the 10% that it is least sure of to a person, {percent(most)} of the rest are wrong; "
+        f"if half, {percent(half)}."
+    )
+    if half >= wrong / rows:
+        words += " On these rows, declining the doubtful half leaves no smaller share of wrong answers."
+    return words
+
+
 def histogram_section(a: ClassAnswers) -> Section:
     """Uncertainty of right and of wrong answers."""
     title, right = "Is it less sure where it is wrong?", a.correct
     if right.all():
         words = f"All {len(right):,} held-out answers are right: there is no wrong answer to compare with."
+    elif not right.any():
+        words = f"All {len(right):,} held-out answers are wrong: there is no right answer to compare with."
     else:
-        score = auroc(a.total[~right], a.total[right]) if right.any() else float("nan")
+        score = auroc(a.total[~right], a.total[right])
         words = (
             f"{count(int(right.sum()), 'answer')} right, {(~right).sum():,} wrong. Take one of each at "
             f"random: in "
-            f"{percent(score)} of such pairs the wrong answer is the less certain one (50% would be chance, "
-            "100% perfect)."
+            f"{percent(score)} of such pairs the wrong answer is the less certain one (ties count half; 50% "
+            "would be chance, 100% perfect)."
         )
     measures = [("Predictive entropy: all doubt", a.total)]
     if a.epistemic is not None:
@@ -161,7 +190,7 @@ def _histogram(name: str, values: Float, right: Bool) -> Plot:
             f"Histogram of {name.lower()}, right and wrong answers",
             Axis("nats", 0, high),
             Axis("share of the rows", 0, top * 1.05, percent=True),
-            bars if not right.all() else bars[:1],
+            [bar for bar, some in zip(bars, (right.any(), not right.all()), strict=True) if some],
         ),
         (("good", "right answers"), ("bad", "wrong answers")),
         "Each colour adds up to 100% by itself.",

@@ -62,9 +62,13 @@ def value_examples(a: ValueAnswers, held: HeldOut, run: RunManifest) -> Section:
         return Section("examples", _TITLE, absent="Without dropout this model gives no measure of doubt.")
 
     def say(row: int) -> tuple[str, str, Tone]:
-        off = abs(float(a.mean[row, 0] - a.target[row, 0])) / float(doubt[row, 0] or 1)
+        off = abs(float(a.mean[row, 0] - a.target[row, 0]))
         said = f"{number(float(a.mean[row, 0]))} ± {number(float(doubt[row, 0]))}"
-        return said, f"true: {number(float(a.target[row, 0]))}", "good" if off <= 2 else "bad"
+        return (
+            said,
+            f"true: {number(float(a.target[row, 0]))}",
+            "good" if off <= 2 * float(doubt[row, 0]) else "bad",
+        )
 
     words = (
         (

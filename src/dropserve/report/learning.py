@@ -112,9 +112,16 @@ def overfitting(evidence: Evidence) -> Section:
     compared = _validation_against_test(metrics, monitor_of(evidence.run.manifest))
     if compared:
         words.append(compared)
-    apart = validation - train if nats else validation / np.maximum(train, 1e-300)
+    with np.errstate(invalid="ignore", over="ignore"):  # of losses that are not finite: not drawn
+        apart = validation - train if nats else validation / np.maximum(train, 1e-300)
     name, unit = ("less", "difference") if nats else ("divided by", "ratio")
     equal = 0.0 if nats else 1.0
+    usual = ""
+    if evidence.manifest.sites:
+        usual = (
+            "Training loss is measured with dropout on, which tends to make it larger: below "
+            f"{equal:g} is usual under dropout."
+        )
     blocks = (
         Plot(
             f"Validation loss {name} training loss",
@@ -125,9 +132,7 @@ def overfitting(evidence: Evidence) -> Section:
                 [Line([epochs[0], epochs[-1]], [equal, equal], "faint", dashed=True), Line(epochs, apart)],
             ),
             (("a", unit), ("faint", "equal losses")),
-            f"A {unit} that keeps rising says that the model is learning its training rows by heart. "
-            "Training loss is measured with dropout on, which makes it larger: below "
-            f"{equal:g} is usual under dropout.",
+            f"A {unit} that keeps rising hints that the model learns its training rows by heart. {usual}",
         ),
         Table(
             ("loss", f"epoch {int(epochs[best])} (kept)", f"epoch {int(epochs[-1])} (last)"),

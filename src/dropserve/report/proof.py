@@ -42,7 +42,9 @@ def fact(evidence: Evidence) -> Fact:
     passed = verdicts.count("passed")
     if verdicts.count("waived"):
         return Fact(f"{passed} of {run}", "export checks passed; the rest were WAIVED", "bad")
-    return Fact(f"{passed} of {run}", "export checks passed", "good" if passed == run else "bad")
+    return Fact(
+        f"{passed} of {run}", "export checks passed", ("good" if passed == run else "bad") if run else "plain"
+    )
 
 
 def checks(evidence: Evidence) -> Section:
@@ -61,7 +63,7 @@ def checks(evidence: Evidence) -> Section:
         ),
         (
             f"{verdicts.count('passed')} passed, {verdicts.count('waived')} waived, "
-            f"{verdicts.count('skipped')} skipped because they do not apply to this model."
+            f"{verdicts.count('skipped')} skipped; the evidence says why."
         ),
     ]
     found = waived(evidence)

@@ -109,13 +109,13 @@ def value_score(tested: Tested) -> str:
     ends = ""
     if np.isfinite(half):
         low, high = np.sqrt([max(mean - half, 0.0), mean + half])
-        ends = f" (95% interval about {number(float(low))} to {number(float(high))})"
+        ends = f"; 95% interval about {number(float(low))} to {number(float(high))}"
     constant = np.square(target - target.mean())
     gain, doubt = mean_interval(constant - squares)
     verdict = _verdict(better=gain > 0, clear=gain > doubt)
     return (
         f"On {count(len(squares), 'test row')} it is off by {number(float(np.sqrt(mean)))} (root mean "
-        f"square){ends}, dropout off. Always answering the mean of these rows would be off by "
+        f"square{ends}), dropout off. Always answering the mean of these rows would be off by "
         f"{number(float(target.std()))}.{tested.some} {verdict}"
     )
 

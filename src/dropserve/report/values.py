@@ -48,9 +48,9 @@ def prediction_section(a: ValueAnswers, names: tuple[str, ...], ends: Ends | Non
     ]  # fmt: skip
     words = [
         (
-            f"On {count(len(error), 'held-out row')} half of the predictions are within "
-            f"{number(float(np.median(error[:, 0])))} of the truth, and nine of ten within "
-            f"{number(float(np.quantile(error[:, 0], 0.9)))}."
+            f"On {count(len(error), 'held-out row')} at least half of the predictions are within "
+            f"{number(within(error[:, 0], 0.5))} of the truth, and at least nine of ten within "
+            f"{number(within(error[:, 0], 0.9))}."
         ),
     ]
     if len(names) > 1:
@@ -77,6 +77,11 @@ def prediction_section(a: ValueAnswers, names: tuple[str, ...], ends: Ends | Non
     )
     table = Table(("answers", "root mean square error", "mean absolute error"), tuple(table_rows))
     return Section("predictions", "How close are its predictions?", tuple(words), (plot, table))
+
+
+def within(errors: Float, share: float) -> float:
+    """The least error that at least such a share of errors [n] does not exceed."""
+    return float(np.quantile(errors, share, method="inverted_cdf"))
 
 
 def coverage_section(
@@ -241,7 +246,7 @@ def selective_section(a: ValueAnswers) -> Section:
         ),
     )
     if root[0.5] >= root[1]:
-        words += ("Its doubt does not tell close answers from distant ones on these rows.",)
+        words += ("On these rows, declining the doubtful half leaves no smaller error.",)
     table = Table(
         ("answered by the model", "root mean square error"),
         tuple((percent(c, 0), number(value)) for c, value in root.items()),

@@ -32,8 +32,8 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
     Returns:
         classification: ``accuracy``, ``loss`` (cross entropy in nats), ``brier`` (0 to 2), and ``ece`` and
         ``ece_mass`` (calibration error, 15 bins of equal width or of equal mass); regression: ``rmse`` and
-        ``mae`` in the target's unit, and ``r2``; with a heteroscedastic head ``loss`` too (Gaussian, nats per
-        unit).
+        ``mae`` in the target's unit, and ``r2`` (of two rows or more); with a heteroscedastic head
+        ``loss`` too (Gaussian, nats per unit).
     """
     from sklearn import metrics  # noqa: PLC0415  # a second to import
 
@@ -54,8 +54,9 @@ def evaluate(model: ServedModel, table: Table, rows: NDArray[np.int64], part: st
         found = {
             "rmse": metrics.root_mean_squared_error(target, output[:, 0]),
             "mae": metrics.mean_absolute_error(target, output[:, 0]),
-            "r2": metrics.r2_score(target, output[:, 0]),
         }
+        if len(target) > 1:  # of one row there is no variance to explain
+            found["r2"] = metrics.r2_score(target, output[:, 0])
         if output.shape[1] == 2:
             residual, log_variance = target - output[:, 0], output[:, 1]
             losses = np.square(residual) / np.exp(log_variance) + log_variance + np.log(2 * np.pi)

@@ -25,7 +25,7 @@ class Bar:
     @property
     def clear(self) -> int:
         """The sign of what the whole interval lies on one side of 0; 0 if it holds it."""
-        return 0 if abs(self.mean) <= self.half else int(math.copysign(1, self.mean))
+        return int(math.copysign(1, self.mean)) if abs(self.mean) > self.half else 0
 
 
 @dataclass(frozen=True)
