@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from dropserve.manifest import RunManifest
+from dropserve.uncertainty.ood import GRAPHS
 
 from .answers import calibration_of
 from .content import Answer
@@ -21,7 +22,6 @@ FEW = 100
 """Fewer test rows than this leave a share uncertain by ten points or so."""
 FEW_OF_CLASS = 20
 """Fewer test rows of a class than this leave its recall uncertain by twenty points or so."""
-_INDECISION = frozenset({"max_probability", "predictive_entropy", "mutual_information", "energy"})
 
 
 def summarise(evidence: Evidence) -> tuple[Answer, ...]:
@@ -154,13 +154,13 @@ def _unlike(evidence: Evidence) -> str:
     if ood.threshold is None:
         return f"{kind}: {ood.note()}."
     score = ood.score.replace("_", " ")
-    if ood.score in _INDECISION:
+    if ood.score not in GRAPHS:
         return (
-            f"{kind}: {manifest.name}-mc flags answers by {score}, which measures indecision. The model may "
-            "be sure of an input that is like none it knows, and then it is not flagged."
+            f"{kind}: {manifest.name}-mc flags answers by {score}, which does not compare inputs with it. "
+            "The model may be sure of an input that is like none it knows, and then it is not flagged."
         )
     return (
-        f"{kind}: {manifest.name}-mc flags answers by how far inputs are from it ({score}, at most "
-        f"{percent(ood.false_alarms / 1000)} false alarms on average), but not all such inputs; "
-        f"{manifest.name} flags none."
+        f"{kind}: {manifest.name}-mc flags those that lie far from it (at most "
+        f"{percent(ood.false_alarms / 1000)} false alarms on average), but not all; {manifest.name} flags "
+        "none."
     )
