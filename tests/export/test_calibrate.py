@@ -18,7 +18,8 @@ from dropserve.dropout.masks import draw
 from dropserve.export import calibrate as module
 from dropserve.export.archive import Stage
 from dropserve.export.artefacts import Artefacts
-from dropserve.export.calibrate import calibrate
+from dropserve.export.calibrate import ask_test_rows, calibrate
+from dropserve.export.calibrate import held_out as calibration_rows
 from dropserve.export.pipeline import Report, export_run
 from dropserve.export.settings import ExportSettings
 from dropserve.export.subject import Subject
@@ -41,7 +42,10 @@ Run = Callable[..., Stored[RunManifest]]
 @pytest.fixture
 def run(tmp_path: Path, built_mlp: Built) -> Run:
     def make(
-        task: str = "classification", calibration: dict[str, Any] | None = None, **held: Any
+        task: str = "classification",
+        calibration: dict[str, Any] | None = None,
+        tested: dict[str, Any] | None = None,
+        **held: Any,
     ) -> Stored[RunManifest]:
         store = Store(tmp_path / "model_store")
         with store.staging("mlp", RunManifest) as staging:
@@ -49,6 +53,8 @@ def run(tmp_path: Path, built_mlp: Built) -> Run:
                 np.savez(staging.folder / "validation.npz", **held)
             if calibration:
                 np.savez(staging.folder / "calibration.npz", **calibration)
+            if tested:
+                np.savez(staging.folder / "test.npz", **tested)
             return store.publish(
                 staging,
                 RunManifest(
@@ -99,6 +105,20 @@ def test_a_classifier_is_calibrated_on_its_held_out_rows(run: Run, built_mlp: Bu
     assert found.assumes.difference(Settings(seed=3), sites) is None
     assert (found.rows, found.sets.method) == (300, "lac")
     assert f"calibrated on 300 held-out rows: temperature {found.temperature.value:.3f}" in line
+
+
+def test_test_rows_are_asked_for_samples_and_calibrate_nothing(run: Run, built_mlp: Built) -> None:
+    x, y = held_out(30)
+    answers = {"output": np.zeros((30, 3)), "target": y}
+    asked = ask_test_rows(run(tested={"input": x[:20], **answers}), built_mlp[1])
+    assert asked is not None
+    assert asked.samples is not None
+    held = calibration_rows(run(input=x[:20], target=y[:20]), built_mlp[1])
+    assert not isinstance(held, str)
+    np.testing.assert_array_equal(asked.samples, held.samples)
+    np.testing.assert_array_equal(asked.target, y[:20])
+    assert ask_test_rows(run(tested=answers), built_mlp[1]) is None  # a run of before kept no inputs
+    assert calibrate(run(tested={"input": x, **answers}), built_mlp[1])[0] is None
 
 
 def test_rows_set_aside_calibrate_and_those_that_chose_the_epoch_do_not(run: Run, built_mlp: Built) -> None:

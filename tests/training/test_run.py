@@ -77,6 +77,18 @@ def test_validation_rows_are_raw_and_were_not_trained_on(
         np.testing.assert_array_equal(np.array(example["instances"], np.float32), held_out["input"][:1])
 
 
+def test_test_rows_are_kept_with_what_the_model_answered(
+    published: tuple[Prepared, Stored[RunManifest]],
+) -> None:
+    ready, run = published
+    table, rows = ready.dataset.table, ready.dataset.split.test
+    with np.load(run.path("test.npz")) as tested:
+        order = np.lexsort(tested["input"].T), np.lexsort(table.features[rows].T)
+        np.testing.assert_array_equal(tested["input"][order[0]], table.features[rows][order[1]])
+        right = (tested["output"].argmax(axis=1) == tested["target"]).mean()
+    assert right == pytest.approx(run.manifest.metrics["test_accuracy"])
+
+
 def test_rows_set_aside_to_calibrate_are_kept_apart(recipe: dict[str, Any], tmp_path: Path) -> None:
     ready = prepared(recipe | {"split": {"calibration": 0.2}}, tmp_path)
     run, _ = train(ready, Store(tmp_path / "store"))
