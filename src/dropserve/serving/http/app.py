@@ -11,7 +11,6 @@ import hmac
 import itertools
 import json
 import logging
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from dropserve.serving.http.backends import (
     refusal,
     unavailable,
 )
+from dropserve.serving.http.guard import Patience
 from dropserve.serving.http.launch import Policy
 from dropserve.serving.http.pool import WorkerPool
 from dropserve.serving.http.routes import make_routes
@@ -55,7 +55,6 @@ _ID = b"x-request-id"
 _JSON = "application/json"
 _JSON_HEADER = (b"content-type", _JSON.encode())
 _HEALTH = "/v2/health/"  # probes carry no token, and learn nothing
-_LATE = math.inf  # in the place of a deadline that has passed
 _PATIENT_S = 0.1  # seconds after which a caller is watched, who may go
 _KNOWN_HOSTS = 64  # values of Host that are remembered
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
@@ -184,9 +183,9 @@ class App:
             self.metrics.text,
             tokens=policy.token is not None,
         )
-        self._computing = {path: endpoint for endpoint in endpoints for path in endpoint.paths}
-        self._reading: dict[asyncio.Task[Any] | None, float] = {}  # who waits for a body, and until when
-        self._sweeping = False
+        self._by_path = {path: endpoint for endpoint in endpoints for path in endpoint.paths}
+        self._reading = Patience(policy.body_timeout_s)
+        self._computing = Patience(_PATIENT_S)
         self._numbered = numbered
         self._ids = itertools.count(1)
         self._prefix = secrets.token_hex(4)
@@ -205,7 +204,7 @@ class App:
         if problem is not None:
             await self._send(send, problem, "", close=_has_body(headers))
             return
-        endpoint = self._computing.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = self._by_path.get(scope["path"]) if scope["method"] == "POST" else None
         if endpoint is None:
             await self._answer_page(scope, headers, receive, send)
             return
@@ -213,7 +212,7 @@ class App:
         body = await self._read(headers, receive)
         if isinstance(body, bytes):
             request = HttpRequest(body, identity or _given_id(headers), _codec_headers(headers))
-            reply = await _compute(endpoint, request, receive)
+            reply = await self._compute(endpoint, request, receive)
             if reply is not None:
                 await self._send(send, reply, identity)
         elif body is not None:
@@ -269,9 +268,8 @@ class App:
         if length is not None and int(length) > most:  # the server has made sure that it is a number
             return _body_too_long(most)
         task = asyncio.current_task()
-        self._reading[task] = asyncio.get_running_loop().time() + self._policy.body_timeout_s
-        if not self._sweeping:
-            self._sweep()
+        assert task is not None  # noqa: S101  # a coroutine runs in one
+        self._reading.wait(task, task.cancel)
         try:
             message = await receive()
             if message["type"] == "http.request" and not message.get("more_body"):
@@ -288,24 +286,38 @@ class App:
                     return b"".join(parts)
                 message = await receive()
         except asyncio.CancelledError:
-            if task is None or self._reading[task] != _LATE:
+            if self._reading.end(task):
                 raise
             task.uncancel()
             return refusal(408, f"the body did not arrive within {self._policy.body_timeout_s:g} s")
         finally:
-            del self._reading[task]
+            self._reading.end(task)
         return None
 
-    def _sweep(self) -> None:
-        """Stop to wait for bodies that have taken too long: one clock for all of them."""
-        loop = asyncio.get_running_loop()
-        for task, deadline in self._reading.items():
-            if task is not None and deadline < loop.time():
-                self._reading[task] = _LATE
+    async def _compute(self, endpoint: ModelEndpoint, request: HttpRequest, receive: Receive) -> Reply | None:
+        """The reply; None if the caller has gone, and then nobody goes on computing it."""
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+        def on_reply(reply: Reply | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        withdraw = endpoint.submit(request, on_reply)
+        if withdraw is None or future.done():
+            return await future
+        watching: list[asyncio.Task[None]] = []  # only what takes a while is worth a task of its own
+        self._computing.wait(
+            future, lambda: watching.append(asyncio.create_task(_until_gone(receive, on_reply)))
+        )
+        try:
+            reply = await future
+        finally:
+            self._computing.end(future)
+            for task in watching:
                 task.cancel()
-        self._sweeping = bool(self._reading)
-        if self._sweeping:
-            loop.call_later(min(1.0, self._policy.body_timeout_s / 4), self._sweep)
+        if reply is None:
+            withdraw()
+        return reply
 
     async def _send(self, send: Send, reply: Reply, identity: str, *, close: bool = False) -> None:
         kind = _JSON_HEADER if reply.content_type == _JSON else (b"content-type", reply.content_type.encode())
@@ -318,34 +330,6 @@ class App:
             headers.append(CLOSE)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _compute(endpoint: ModelEndpoint, request: HttpRequest, receive: Receive) -> Reply | None:
-    """The reply; None if the caller has gone, and then nobody goes on computing it."""
-    future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
-
-    def on_reply(reply: Reply | None) -> None:
-        if not future.done():
-            future.set_result(reply)
-
-    withdraw = endpoint.submit(request, on_reply)
-    if withdraw is None or future.done():
-        return await future
-    watching: list[asyncio.Task[None]] = []  # only what takes a while is worth a task of its own
-
-    def watch() -> None:
-        watching.append(asyncio.create_task(_until_gone(receive, on_reply)))
-
-    timer = asyncio.get_running_loop().call_later(_PATIENT_S, watch)
-    try:
-        reply = await future
-    finally:
-        timer.cancel()
-        for task in watching:
-            task.cancel()
-    if reply is None:
-        withdraw()
-    return reply
 
 
 async def _until_gone(receive: Receive, on_gone: Callable[[None], None]) -> None:

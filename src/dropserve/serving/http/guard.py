@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEAD_TIMEOUT_S = 30.0  # seconds from the first byte, or from the connection, to the end of a head
@@ -162,6 +164,40 @@ class GuardedConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         self._inner.resume_writing()
+
+
+class Patience:
+    """Calls back for what lasts too long: one timer for all, as one for each costs more.
+
+    Args:
+        seconds: from :meth:`wait` until a call-back is due.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due: dict[object, tuple[float, Callable[[], object]]] = {}  # the oldest first
+        self._ticking = False
+
+    def wait(self, key: object, on_late: Callable[[], object]) -> None:
+        """Begin to wait for something, unless :meth:`end` is called in time."""
+        loop = asyncio.get_running_loop()
+        self._due[key] = (loop.time() + self._seconds, on_late)
+        if not self._ticking:
+            self._ticking = True
+            loop.call_later(min(1.0, self._seconds / 2), self._sweep, loop)
+
+    def end(self, key: object) -> bool:
+        """It has come; False if its call-back was called."""
+        return self._due.pop(key, None) is not None
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._due and (first := next(iter(self._due.items())))[1][0] <= loop.time():
+            key, (_, on_late) = first
+            del self._due[key]
+            on_late()
+        self._ticking = bool(self._due)
+        if self._ticking:
+            loop.call_later(min(1.0, self._seconds / 2), self._sweep, loop)
 
 
 def guarded(app: ASGIApp) -> ASGIApp:

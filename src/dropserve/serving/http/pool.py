@@ -17,6 +17,7 @@ import socket
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from dropserve.serving.http.backends import (
     response_timeout,
     unavailable,
 )
-from dropserve.serving.http.worker import FrameReader, pack, pack_request, unpack_replies
+from dropserve.serving.http.worker import FrameReader, pack, pack_requests, unpack_replies
 from dropserve.serving.loaded import LOAD_FAILED
 from dropserve.serving.protocol import Reply, failure_reply
 from dropserve.serving.tally import Sums
@@ -46,6 +47,8 @@ _numbers = itertools.count(1)
 
 class _Pending:
     """A request without an answer yet."""
+
+    __slots__ = ("asked", "deaths", "number", "on_reply", "request", "settled")
 
     def __init__(self, request: HttpRequest, asked: float, on_reply: OnReply) -> None:
         self.number = next(_numbers)
@@ -78,6 +81,8 @@ class WorkerPool:
         self._hopeless = False  # the last attempt to load has failed
         self._closed = False
         self._restarts = 0
+        self._loop = asyncio.get_running_loop()
+        self._dispatching = False
         self.metadata: dict[str, Any] | None = None
         self._tasks = [asyncio.create_task(self._keep()) for _ in range(config.workers)]
         self._tasks.append(asyncio.create_task(self._watch()))
@@ -96,16 +101,20 @@ class WorkerPool:
         return Stats(waiting, self._restarts)
 
     def submit(self, request: HttpRequest, on_reply: OnReply) -> Withdraw:
-        """Compute an answer."""
-        pending = _Pending(request, asyncio.get_running_loop().time(), on_reply)
+        """Compute an answer. What comes in one turn of the loop goes to a worker in one frame."""
+        pending = _Pending(request, self._loop.time(), on_reply)
+        if self._dispatching and len(self._queue) >= self._config.queue_size:
+            self._dispatch()
         if self._closed or (self._hopeless and not self._workers):
             pending.settle(unavailable(self._name, self.ready or ""))
         elif len(self._queue) >= self._config.queue_size:
             pending.settle(queue_full(self._config.queue_size))
         else:
             self._queue.append(pending)
-            self._dispatch()
-        return lambda: self._cancel(pending)
+            if not self._dispatching:
+                self._dispatching = True
+                self._loop.call_soon(self._dispatch)
+        return partial(self._cancel, pending)
 
     def _cancel(self, pending: _Pending) -> None:
         """Its caller has gone: nobody computes it, or goes on with it."""
@@ -123,11 +132,14 @@ class WorkerPool:
         self._dispatch()
 
     def _dispatch(self) -> None:
+        self._dispatching = False
         while self._queue:
             takers = [worker for worker in self._workers if worker.takes(self._queue[0])]
             if not takers:
-                return
-            min(takers, key=lambda worker: len(worker.held)).send(self._queue.popleft())
+                break
+            min(takers, key=lambda worker: len(worker.held)).give(self._queue.popleft())
+        for worker in self._workers:
+            worker.send()
 
     def _on_progress(self, sums: Sums) -> None:
         for key, value in sums.items():
@@ -257,6 +269,7 @@ class _Worker(asyncio.Protocol):
         self._folder, self._endpoint, self._config = folder, endpoint, config
         self._on_progress = on_progress
         self._reader = FrameReader()
+        self._outbox: list[tuple[int, HttpRequest]] = []
         self._transport: asyncio.Transport | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._loop = asyncio.get_running_loop()
@@ -303,10 +316,16 @@ class _Worker(asyncio.Protocol):
         alone = pending.deaths or next(iter(self.held.values())).deaths
         return not alone and len(self.held) < _AHEAD * self._config.batch_size
 
-    def send(self, pending: _Pending) -> None:
-        """Give it a request."""
+    def give(self, pending: _Pending) -> None:
+        """Give it a request, which :meth:`send` sends."""
         self.held[pending.number] = pending
-        self._write(pack_request(pending.number, pending.request))
+        self._outbox.append((pending.number, pending.request))
+
+    def send(self) -> None:
+        """Send what it was given, all at once: it is computed together."""
+        if self._outbox:
+            self._write(pack_requests(self._outbox))
+            self._outbox.clear()
 
     def drop(self, pending: _Pending) -> None:
         """Have it drop a request, if it holds it."""

@@ -20,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -46,24 +46,41 @@ class FrameReader:
     """Puts frames together from bytes as they come."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
+        self._size, self._needed = 0, _LENGTHS.size
 
-    def feed(self, data: bytes) -> Iterator[tuple[Head, bytes]]:
+    def feed(self, data: bytes) -> Iterator[tuple[Head, memoryview]]:
         """Whole frames: head, and the bytes behind it."""
-        self._buffer += data
-        while len(self._buffer) >= _LENGTHS.size:
-            head, rest = _LENGTHS.unpack_from(self._buffer)
-            end = _LENGTHS.size + head + rest
-            if len(self._buffer) < end:
-                return
-            frame = bytes(memoryview(self._buffer)[_LENGTHS.size : end])
-            del self._buffer[:end]
-            yield orjson.loads(frame[:head]), frame[head:]
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size < self._needed:
+            return
+        view = memoryview(data if len(self._parts) == 1 else b"".join(self._parts))
+        self._needed = _LENGTHS.size
+        while len(view) >= _LENGTHS.size:
+            head, rest = _LENGTHS.unpack_from(view)
+            begin = _LENGTHS.size + head
+            self._needed = begin + rest
+            if len(view) < self._needed:
+                break
+            yield orjson.loads(view[_LENGTHS.size : begin]), view[begin : self._needed]
+            view = view[self._needed :]
+            self._needed = _LENGTHS.size
+        self._parts, self._size = [bytes(view)] if view else [], len(view)
 
 
-def pack_request(number: int, request: HttpRequest) -> bytes:
-    """One request; its reply has the same number."""
-    return pack({"number": number, "id": request.id, "headers": request.headers}, [request.body])
+def pack_requests(requests: Sequence[tuple[int, HttpRequest]]) -> bytes:
+    """Requests with their numbers; their replies have the same ones."""
+    entries = [(number, len(r.body), r.id, r.headers) for number, r in requests]
+    return pack({"requests": entries}, [request.body for _, request in requests])
+
+
+def unpack_requests(head: Head, rest: memoryview) -> Iterator[tuple[int, HttpRequest]]:
+    """Requests as they were packed."""
+    position = 0
+    for number, length, name, headers in head["requests"]:
+        yield number, HttpRequest(bytes(rest[position : position + length]), name, headers)
+        position += length
 
 
 def pack_replies(replies: Sequence[tuple[int, Reply]], sums: Sums) -> bytes:
@@ -75,19 +92,14 @@ def pack_replies(replies: Sequence[tuple[int, Reply]], sums: Sums) -> bytes:
     )
 
 
-def unpack_replies(head: Head, rest: bytes) -> tuple[list[tuple[int, Reply]], Sums]:
+def unpack_replies(head: Head, rest: memoryview) -> tuple[list[tuple[int, Reply]], Sums]:
     """Replies as they were packed."""
     replies: list[tuple[int, Reply]] = []
     position = 0
     for number, length, status, kind, headers in head["replies"]:
-        replies.append((number, Reply(status, rest[position : position + length], kind, headers)))
+        replies.append((number, Reply(status, bytes(rest[position : position + length]), kind, headers)))
         position += length
     return replies, {tuple(key): value for *key, value in head["sums"]}
-
-
-class _Numbered(NamedTuple):
-    number: int
-    request: HttpRequest
 
 
 class _Work:
@@ -96,7 +108,7 @@ class _Work:
     def __init__(self, server: socket.socket, handle: BatchHandler, batch_size: int) -> None:
         self._server, self._handle, self._batch_size = server, handle, batch_size
         self._reader = FrameReader()
-        self._waiting: deque[_Numbered] = deque()
+        self._waiting: deque[tuple[int, HttpRequest]] = deque()
         self._jobs: deque[tuple[int, Job]] = deque()
 
     def run(self) -> None:
@@ -118,25 +130,24 @@ class _Work:
                 if "cancel" in head:
                     self._drop(head["cancel"])
                 else:
-                    request = HttpRequest(rest, head["id"], head["headers"])
-                    self._waiting.append(_Numbered(head["number"], request))
+                    self._waiting.extend(unpack_requests(head, rest))
         return True
 
     def _drop(self, number: int) -> None:
-        self._waiting = deque(each for each in self._waiting if each.number != number)
+        self._waiting = deque(each for each in self._waiting if each[0] != number)
         self._jobs = deque(each for each in self._jobs if each[0] != number)
 
     def _batch(self) -> list[tuple[int, Reply]]:
         """Answers to short requests; long ones among them become jobs."""
         count = min(self._batch_size, len(self._waiting))
         batch = [self._waiting.popleft() for _ in range(count)]
-        replies = self._handle.begin([each.request for each in batch])
+        replies = self._handle.begin([request for _, request in batch])
         found: list[tuple[int, Reply]] = []
-        for each, reply in zip(batch, replies, strict=True):
+        for (number, _), reply in zip(batch, replies, strict=True):
             if isinstance(reply, Job):
-                self._jobs.append((each.number, reply))
+                self._jobs.append((number, reply))
             else:
-                found.append((each.number, reply))
+                found.append((number, reply))
         return found
 
     def _chunk(self) -> list[tuple[int, Reply]]:
