@@ -33,6 +33,41 @@ _START = re.compile(rb"[A-Z]+ [^\r\n ]+ HTTP/1\.1\r\n")
 _NAMES = (b"upgrade", b"http2-settings")
 
 
+class _WholeAnswers:
+    """A transport that writes head and body of an answer at once.
+
+    uvicorn writes them one after the other: two system calls, each of which wakes the caller.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, or keep the head of an answer until its body comes."""
+        if self._head:
+            parts, self._head = (self._head, data), b""
+            self._transport.writelines(parts)
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):  # 100 has no body
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write a head that no body has followed."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Close it behind what was written."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class GuardedConnection(asyncio.Protocol):
     """One connection, and uvicorn's protocol behind it.
 
@@ -60,6 +95,7 @@ class GuardedConnection(asyncio.Protocol):
         self._inner: asyncio.Protocol = made(config, server_state, self._state, _loop)
         self._loop = _loop or asyncio.get_event_loop()
         self._transport: asyncio.Transport | None = None
+        self._answers: _WholeAnswers | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._busy = False  # the application answers a request
         self._whole = True  # it has read all of it
@@ -70,7 +106,8 @@ class GuardedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody has connected."""
         self._transport = cast("asyncio.Transport", transport)
-        self._inner.connection_made(transport)
+        self._answers = _WholeAnswers(self._transport)
+        self._inner.connection_made(cast("asyncio.Transport", self._answers))
         self.newcomers.add(self)
         self._start_clock()
 
@@ -108,6 +145,8 @@ class GuardedConnection(asyncio.Protocol):
         """The application has answered it."""
         self._pipelined |= not self._whole
         self._busy, self._unread = False, 0
+        if self._answers is not None:
+            self._answers.flush()
         if self._half_closed and self._transport is not None:
             self._transport.close()
 
