@@ -206,6 +206,18 @@ def test_who_offers_another_protocol_is_answered_in_this_one_body_and_all(offer:
     assert answer.count(b"HTTP/1.1 200 OK\r\n") == 2
 
 
+def test_an_offer_behind_a_page_loses_no_body() -> None:
+    async def ask(host: Running) -> list[bytes]:
+        async with host.connect() as (reader, writer):
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            writer.write(post(b"behind", *OFFERS[0]))
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        return [request.body for request in host.echo.asked]
+
+    assert run(ask) == [b"behind"]
+
+
 def test_an_offer_inside_a_body_is_left_alone() -> None:
     """Whatever a body looks like, no byte of it is taken out."""
     body = post(b"x", "Upgrade: h2c")

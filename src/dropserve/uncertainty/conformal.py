@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -133,10 +134,18 @@ class ConformalClassifier:
         Raises:
             UsageError: for a coverage out of range.
         """
-        check_coverage(coverage)
-        if not self.classes:
-            return np.array([self.quantiles.at(coverage)])
-        return np.array([np.inf if q is None else q.at(coverage) for q in self.classes])
+        found = self._known.get(check_coverage(coverage))
+        if found is None:
+            of = self.classes or (self.quantiles,)
+            found = np.array([np.inf if q is None else q.at(coverage) for q in of])
+            found.flags.writeable = False
+            self._known[coverage] = found
+        return found
+
+    @cached_property
+    def _known(self) -> dict[int, Float]:
+        """Thresholds by coverage: every answer asks for them, mostly at the same one."""
+        return {}
 
     def supports(self, coverage: int) -> bool:
         """Whether sets at this coverage say anything: some class may be left out."""
@@ -181,8 +190,8 @@ class ConformalClassifier:
             coverage: parts per thousand.
             labels: of the classes; without any they are named by number.
         """
-        few = [k for k, limit in enumerate(self.thresholds(coverage)) if np.isinf(limit)]
-        if not self.classes or not few:
+        few = np.flatnonzero(np.isinf(self.thresholds(coverage))).tolist() if self.classes else []
+        if not few:
             return self.quantiles.note(coverage)
         rows = [0 if q is None else q.count for q in self.classes]
         told = ", ".join(f"{labels[k] if labels else k} ({rows[k]})" for k in few[:5])

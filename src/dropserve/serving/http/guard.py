@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -30,6 +31,7 @@ _UNREAD = 131_072  # bytes of a request that bring the application nothing: trai
 _KEY = "dropserve.connection"
 _OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _START = re.compile(rb"[A-Z]+ [^\r\n ]+ HTTP/1\.1\r\n")
+_BODY = (b"content-length", b"transfer-encoding")
 _NAMES = (b"upgrade", b"http2-settings")
 
 
@@ -141,9 +143,9 @@ class GuardedConnection(asyncio.Protocol):
         self._unread = 0
         self._whole = not message.get("more_body")
 
-    def end(self) -> None:
-        """The application has answered it."""
-        self._pipelined |= not self._whole
+    def end(self, scope: Scope) -> None:
+        """The application has answered it; a body that it has not read may still come."""
+        self._pipelined |= not self._whole and any(name in _BODY for name, _ in scope["headers"])
         self._busy, self._unread = False, 0
         if self._answers is not None:
             self._answers.flush()
@@ -219,24 +221,27 @@ class Patience:
 
     def wait(self, key: object, on_late: Callable[[], object]) -> None:
         """Begin to wait for something, unless :meth:`end` is called in time."""
-        loop = asyncio.get_running_loop()
-        self._due[key] = (loop.time() + self._seconds, on_late)
+        self._due[key] = (time.monotonic() + self._seconds, on_late)
         if not self._ticking:
-            self._ticking = True
-            loop.call_later(min(1.0, self._seconds / 2), self._sweep, loop)
+            self._tick()
 
     def end(self, key: object) -> bool:
         """It has come; False if its call-back was called."""
         return self._due.pop(key, None) is not None
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._due and (first := next(iter(self._due.items())))[1][0] <= loop.time():
-            key, (_, on_late) = first
+    def _tick(self) -> None:
+        self._ticking = True
+        asyncio.get_running_loop().call_later(min(1.0, self._seconds / 2), self._sweep)
+
+    def _sweep(self) -> None:
+        while self._due:
+            key, (due, on_late) = next(iter(self._due.items()))
+            if due > time.monotonic():
+                self._tick()
+                return
             del self._due[key]
             on_late()
-        self._ticking = bool(self._due)
-        if self._ticking:
-            loop.call_later(min(1.0, self._seconds / 2), self._sweep, loop)
+        self._ticking = False
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
@@ -257,7 +262,7 @@ def guarded(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, read, send)
         finally:
-            connection.end()
+            connection.end(scope)
 
     return tell
 
