@@ -263,3 +263,34 @@ def _short(number: float) -> str:
 
 def _refuse(reason: str, message: str) -> NoReturn:
     raise RequestError(message, reason=reason)
+
+
+class Vectors:
+    """Reads usual rows at once: ``instances`` of a model of one vector of floating-point numbers.
+
+    Args:
+        signature: the model's.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        spec, *others = signature.inputs
+        self._name, self._dtype = spec.name, spec.numpy_dtype
+        length = spec.shape[0] if len(spec.shape) == 1 and not others else None
+        self._length = None if isinstance(length, Axis) or self._dtype.kind != "f" else length
+
+    def read(self, instances: Any) -> dict[str, Array] | None:
+        """As :func:`read_instances`; None for whatever is not usual.
+
+        That one reads it then, or says what is wrong with it.
+        """
+        if self._length is None or type(instances) is not list or not instances:
+            return None
+        for row in instances:
+            if type(row) is not list or len(row) != self._length or not NUMBERS.issuperset(map(type, row)):
+                return None
+        try:
+            exact = np.array(instances, np.float64)
+        except OverflowError:  # an integer of more than 308 digits
+            return None
+        flat = exact.ravel()
+        return {self._name: exact.astype(self._dtype)} if flat.dot(flat) < SURELY_SMALL else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from pydantic import ValidationError
 from dropserve.errors import DropserveError, ServerError
 from dropserve.manifest import VersionManifest
 from dropserve.serving.deploy import deploy
-from dropserve.serving.deployment import Deployment, Options
+from dropserve.serving.deployment import MODEL_CONFIG, Deployment, Options
 from dropserve.serving.hosts import host_named
+from dropserve.serving.loaded import LOAD_FAILED, load_endpoint
 from dropserve.serving.process import LockFile, ProcessId
-from dropserve.serving.rehearsal import rehearse
 from dropserve.serving.runtime import check_port
 from dropserve.serving.supervisor import LOCK, STATE, TOKEN, State, Supervisor, read_state, write_state
 from dropserve.store import Stored
@@ -205,7 +206,7 @@ def _prepare(run_dir: Path, versions: Sequence[Stored[VersionManifest]], options
     deployment = deploy(run_dir, versions, options)
     try:
         if old is not None:
-            rehearse(deployment)
+            _rehearse(deployment)
         stop(run_dir, keep=deployment.folder)
         check_port(options.port, options.host)
     except DropserveError:
@@ -258,3 +259,18 @@ def _silent_end(run_dir: Path) -> str:
 
 
 __all__ = ["PATIENCE", "STATE", "Options", "State", "run", "running", "start", "stop", "write_state"]
+
+
+def _rehearse(deployment: Deployment) -> None:
+    """Have every endpoint load its model and answer its example row, here, while what is served still runs.
+
+    Raises:
+        ServerError: as the worker would have said it.
+    """
+    for endpoint in deployment.endpoints:
+        folder = deployment.folder / "models" / endpoint.name
+        options = json.loads((folder / MODEL_CONFIG).read_bytes()).get("handler") or {}
+        try:
+            load_endpoint(folder, endpoint.name, options)
+        except Exception as error:
+            raise ServerError(f"{LOAD_FAILED} {endpoint.name}: {error}. What ran before goes on.") from error

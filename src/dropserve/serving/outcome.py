@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 
 from dropserve.dropout.engine import MonteCarlo, Prepared, Settings
 from dropserve.dropout.statistics import (
+    MINIMUM_BLOCKS,
     ClassificationStatistics,
     RegressionStatistics,
     classification,
     regression,
     softmax,
+    standard_error,
 )
 from dropserve.errors import RequestError
 from dropserve.manifest import Task, VersionManifest
 from dropserve.serving.calibrated import Calibrator
-from dropserve.serving.early import sample_until
 from dropserve.serving.query import Array, Calibrated, Float
 from dropserve.uncertainty.regression import split_head
 
+_STEP = 5  # blocks run at once: rows that stop within them waste the rest, larger calls are faster
 Statistics = ClassificationStatistics | RegressionStatistics
 
 
@@ -135,7 +137,7 @@ def sampled_until(
 
     with np.errstate(invalid="ignore", over="ignore"):
         limit = tolerance_unit(manifest) * tolerance
-        samples, taken = sample_until(engine, prepared, settings, numbers, limit)
+        samples, taken = _sample_until(engine, prepared, settings, numbers, limit)
         ((name, output),) = samples.items()
         parts: list[tuple[NDArray[np.intp], Statistics]] = []
         noise: dict[str, Float] = {}
@@ -152,6 +154,61 @@ def sampled_until(
     shape = (1,) if noise else output.shape[2:]
     values = statistics.mean.reshape(prepared.rows, *shape)
     return Outcome({name: values}, {name: statistics}, None, taken, noise)
+
+
+def _sample_until(
+    engine: MonteCarlo,
+    prepared: Prepared,
+    settings: Settings,
+    values: Callable[[Array], Float],
+    tolerance: Float,
+) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    """Run samples until each row's error is within the tolerance, or all of ``settings.samples`` are run.
+
+    At the end of each block of samples, from the fifth on, a row stops whose standard error (from block
+    means) is within the tolerance. Whether it stops depends on its own samples alone, so its answer does not
+    depend on its batch-mates. With fewer than five block means the error is itself too uncertain to stop by.
+
+    Args:
+        engine: draws the samples.
+        prepared: B rows.
+        settings: the most samples, and which masks.
+        values: from samples of the model's one output to the numbers whose means must be exact enough.
+        tolerance: the greatest standard error of each of these numbers, [C].
+
+    Returns:
+        For each output's name [T, B, ...], where what is beyond a row's own number of samples is
+        unspecified; and these numbers [B].
+    """
+    block = engine.block(settings)
+    taken = np.full(prepared.rows, settings.samples, np.int64)
+    active = np.arange(prepared.rows)
+    samples: dict[str, Array] = {}
+    done = 0
+    while len(active) and done < settings.samples:
+        until = min(settings.samples, done + _STEP * block)
+        step = Settings(until, settings.seed, settings.scheme, settings.rate)
+        for name, found in engine.continue_samples(prepared.take(active), step, done).items():
+            if name not in samples:
+                shape = (settings.samples, prepared.rows, *found.shape[2:])
+                samples[name] = np.zeros(shape, found.dtype)
+            samples[name][done:until, active] = found
+        (output,) = samples.values()
+        for boundary in range(done + block, until + 1, block):
+            if boundary >= MINIMUM_BLOCKS * block and len(active):
+                errors = _errors(values(output[:boundary, active]), settings.scheme, block)
+                within = (errors <= tolerance).all(axis=-1)
+                taken[active[within]] = boundary
+                active = active[~within]
+        done = until
+    return samples, taken
+
+
+def _errors(values: Float, scheme: str, block: int) -> Float:
+    """Standard errors [B, C] of samples [T, B, C]."""
+    errors = standard_error(_with_companion(values, axis=1), scheme=scheme, block=block)
+    assert errors is not None  # noqa: S101  # there are MINIMUM_BLOCKS
+    return errors[: values.shape[1]]
 
 
 def tolerance_unit(manifest: VersionManifest) -> Float:

@@ -14,7 +14,7 @@ from dropserve.images import require_pillow
 from dropserve.manifest import VersionManifest
 from dropserve.serving import v1, v2
 from dropserve.serving.doubles import doubled_at_the_top, doubled_names
-from dropserve.serving.instances import describe, quote
+from dropserve.serving.instances import Vectors, describe, quote
 from dropserve.serving.outcome import tolerance_unit
 from dropserve.serving.parameters import (
     PREFIX,
@@ -29,7 +29,6 @@ from dropserve.serving.parameters import (
 from dropserve.serving.pictures import Pictures, describe_body, is_image
 from dropserve.serving.query import Answer, Array, Query
 from dropserve.serving.tables import table_reader
-from dropserve.serving.vectors import Vectors
 
 JSON = "application/json"
 _JSON_LENGTH = v2.JSON_LENGTH.lower()

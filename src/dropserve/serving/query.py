@@ -26,7 +26,7 @@ class Query(NamedTuple):
         inputs: for the name of each input, its rows [B, ...] in the dtype of the signature.
         settings: Monte Carlo settings; None asks for the deterministic answer.
         coverage: how often sets and intervals shall hold the truth, in parts per thousand.
-        tolerance: Monte Carlo error at which a row may stop, a fraction (``serving.early``); None runs all
+        tolerance: Monte Carlo error at which a row may stop, a fraction (``serving.outcome``); None runs all
             samples.
     """
 

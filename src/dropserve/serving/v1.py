@@ -13,7 +13,7 @@ from dropserve.manifest import VersionManifest
 from dropserve.serving.instances import describe, quote
 from dropserve.serving.parameters import NAMES, effective
 from dropserve.serving.query import Answer, Array, Float
-from dropserve.serving.v1_calibrated import calibration_of, rows_of
+from dropserve.uncertainty.answers import CalibratedClasses, CalibratedValues
 
 _KEYS = ("instances", "parameters")
 
@@ -65,12 +65,12 @@ def encode(answer: Answer, manifest: VersionManifest, labels: Sequence[str]) -> 
         predictions = _outputs(answer)
     document: dict[str, Any] = {"predictions": list(predictions)}
     if answer.settings is not None:
-        for prediction, found in zip(document["predictions"], rows_of(answer, labels), strict=True):
+        for prediction, found in zip(document["predictions"], _calibrated_rows(answer, labels), strict=True):
             prediction["calibrated"] = found
         if answer.samples is not None:
             for prediction, count in zip(document["predictions"], answer.samples.tolist(), strict=True):
                 prediction["uncertainty"]["samples"] = count
-        document["calibration"] = calibration_of(answer, labels)
+        document["calibration"] = _calibration(answer, labels)
         document["parameters"] = effective(answer)
     return document
 
@@ -161,3 +161,72 @@ def _outputs(answer: Answer) -> Iterator[dict[str, Any]]:
                 error[name] = None if errors is None else errors[row].reshape(shape).tolist()
             found["uncertainty"] = {"standard_deviation": spread, "standard_error": error}
         yield found
+
+
+def _calibration(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
+    """What holds for all rows of a Monte Carlo answer: ``reason`` why nothing is calibrated, or null.
+
+    ``notes`` say what few calibration rows mean for the answer; ``out_of_distribution`` names the
+    score and its threshold. A row that is flagged says why in ``out_of_distribution_reason``.
+    """
+    found = answer.calibrated
+    if found is None:
+        return {"reason": answer.uncalibrated}
+    document: dict[str, Any] = {"reason": None, "notes": found.notes(answer.coverage, labels)}
+    if found.detected is not None:
+        ood = found.detected.ood
+        if (meaning := ood.meaning()) is not None:
+            document["notes"].append(meaning)
+        document["out_of_distribution"] = {"score": ood.score, "threshold": ood.threshold}
+    return document
+
+
+def _calibrated_rows(answer: Answer, labels: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """``calibrated`` of each row, in order; null where it does not apply."""
+    found = answer.calibrated
+    if isinstance(found, CalibratedClasses):
+        yield from _calibrated_classes(found, answer, labels)
+    elif isinstance(found, CalibratedValues):
+        yield from _calibrated_values(found, answer.coverage)
+    else:
+        yield from [None] * len(next(iter(answer.values.values())))
+
+
+def _calibrated_classes(
+    found: CalibratedClasses, answer: Answer, labels: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The set holds labels, the most probable first, and at least that one.
+
+    The order is that of the uncalibrated probabilities, which the label is taken from: calibrated ones may
+    be rounded to equals. Without the calibration rows for the coverage the set is null.
+    """
+    members = found.sets(answer.coverage)
+    (mean,) = answer.values.values()
+    order = (-mean).argsort(axis=1, kind="stable")
+    detected = found.detected.rows()
+    for row, probabilities in enumerate(found.probabilities.tolist()):
+        yield {
+            "probabilities": dict(zip(labels, probabilities, strict=True)),
+            "prediction_set": None
+            if members is None
+            else [labels[k] for k in order[row].tolist() if members[row, k]],
+            **detected[row],
+        }
+
+
+def _calibrated_values(found: CalibratedValues, coverage: int) -> Iterator[dict[str, Any]]:
+    """Standard deviations and the interval, in the unit of the target.
+
+    Without the calibration rows for the coverage the interval is null.
+    """
+    ends = found.intervals(coverage)
+    detected = None if found.detected is None else found.detected.rows()
+    lone = found.total.shape[1] == 1
+    for row in range(len(found.total)):
+        yield {
+            "standard_deviation": _plain(found.total[row], lone=lone),
+            "epistemic": _plain(found.epistemic[row], lone=lone),
+            "aleatoric": _plain(found.aleatoric[row], lone=lone),
+            "interval": None if ends is None else [_plain(end[row], lone=lone) for end in ends],
+            **(detected[row] if detected else {}),
+        }
