@@ -156,3 +156,9 @@ def test_a_row_has_the_same_bits_alone_and_among_others(scheme, classes):
     alone = classification(shares[:, 4:5], scheme=scheme, block=10)
     for name, value in vars(together).items():
         assert value[4:5].tobytes() == getattr(alone, name).tobytes(), name
+
+
+def test_the_entropy_of_a_certain_answer_is_zero_without_a_sign() -> None:
+    found = entropy(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert not np.signbit(found).any()
+    assert (found == 0).all()

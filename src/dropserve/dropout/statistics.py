@@ -221,4 +221,4 @@ def _total(values: Float) -> Float:
 def _cross_entropy(probabilities: Float, reference: Float) -> Float:
     # A probability of 0 in the mean is 0 in every sample, so the term is 0 there.
     logs = np.log(np.where(reference > 0, reference, 1.0))
-    return -(probabilities * logs).sum(axis=-1)
+    return 0.0 - (probabilities * logs).sum(axis=-1)  # a negated sum of zeros would be -0.0
