@@ -141,7 +141,8 @@ def _usual() -> dict[str, str]:
 
 
 def _decided(d: Deployment) -> dict[str, str]:
-    grpc, unreachable = free_ports(2), unreachable_address()
+    unreachable = unreachable_address()
+    grpc = free_ports(2, unreachable)  # where other servers' gRPC listens too
     return {
         "inference_address": f"{'https' if d.tls else 'http'}://{d.host}:{d.port}",
         "management_address": f"unix:{d.management_socket}",
