@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dropserve.export.audit import run_audit
+from dropserve.export.audit.full import full_audit
 from dropserve.export.audit.gradients import NESTED
 from dropserve.export.edge_rows import PATTERNS
 from dropserve.export.integers import integer_ranges
@@ -163,3 +164,29 @@ def test_held_out_rows_are_among_the_rows_that_are_tried() -> None:
         subject = Subject("rare", Rare().eval(), (parse_input("4"),), held)
         records = {record.name: record for record in run_audit(subject, ExportSettings(), stages=["eager"])}
         assert records["gradient-mode"].verdict == verdict
+
+
+class Tagger(nn.Module):
+    """An encoder whose mean leaves padding out: torch's paths part on a row of padding alone, if at all."""
+
+    def __init__(self, *, nested: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(200, 32, padding_idx=0)
+        self.place = nn.Parameter(torch.randn(64, 32) * 0.02)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.2, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        padding = ids == 0
+        hidden = self.encoder(self.embed(ids) + self.place[: ids.shape[1]], src_key_padding_mask=padding)
+        kept = (~padding).unsqueeze(-1).to(hidden.dtype)
+        return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("shape", ["20:int64", "L<=64:int64"])
+def test_an_encoder_that_leaves_padding_out_is_sound(nested: bool, shape: str) -> None:
+    torch.manual_seed(0)
+    model = Tagger(nested=nested).eval()
+    records = full_audit(Subject("tagger", model, (parse_input(shape),)), ExportSettings(), graphs=True)
+    assert [record for record in records if record.verdict == "failed"] == []

@@ -82,3 +82,28 @@ def test_activations_that_onnx_lacks_are_written_as_what_they_are(module: nn.Mod
     x = torch.randn(5, 7) * torch.tensor([[1e-3], [1.0], [10.0], [1000.0], [1e6]])
     got = OnnxProgram(tmp_path / "m.onnx")({"x": x.numpy()})["output"]
     torch.testing.assert_close(torch.from_numpy(got), module(x), rtol=1e-5, atol=1e-6)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.embed(ids).mean(1)
+
+
+@pytest.mark.parametrize("ids", [[-1, 2], [-7, 0], [7, 0], [-8, 1]])
+def test_ids_outside_the_table_are_refused_as_torch_refuses_them(ids: list[int], tmp_path: Path) -> None:
+    program = NamedOutputs(Words().eval()).eval()
+    export_onnx(
+        program, (parse_input("2:int64"),), ["output"], {"input": torch.ones(3, 2, dtype=torch.int64)},
+        tmp_path / "m.onnx", opset=18,
+    )  # fmt: skip
+    graph, rows = OnnxProgram(tmp_path / "m.onnx"), torch.tensor([ids])
+    with pytest.raises(IndexError, match="index out of range"):
+        program(rows)
+    with pytest.raises(Exception, match=r"must be within the inclusive range \[-7,6\]"):
+        graph({"input": rows.numpy()})
+    last = torch.tensor([[6, 0]])
+    assert torch.allclose(torch.from_numpy(graph({"input": last.numpy()})["output"]), program(last)[0])

@@ -65,6 +65,7 @@ def plain_cases(subject: Subject, settings: ExportSettings) -> list[Case]:
     """
     cases: list[Case] = []
     exact: nn.Module | None = None
+    ids = any(not spec.dtype.startswith("float") for spec in subject.inputs)  # a drawn row may be all padding
     for kind, batch, lengths in _batches(subject, settings):
         count = len(next(iter(batch.values())))
         try:
@@ -83,7 +84,8 @@ def plain_cases(subject: Subject, settings: ExportSettings) -> list[Case]:
             if rounding is None and kind == "large":
                 continue
             slack = rounding or {}
-        cases.append(Case(where, lengths, numpy_arrays(batch), arrays, _FINITE[kind], slack))
+        finite = None if ids and kind == "random" else _FINITE[kind]
+        cases.append(Case(where, lengths, numpy_arrays(batch), arrays, finite, slack))
     return cases
 
 

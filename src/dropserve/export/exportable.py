@@ -82,7 +82,14 @@ def _rrelu_(input: Tensor, *settings: Any, **named: Any) -> Tensor:  # noqa: A00
     return _rrelu(input, *settings, **{**named, "inplace": True})
 
 
+def _embedding(input: Tensor, weight: Tensor, *settings: Any, **named: Any) -> Tensor:  # noqa: A002  # torch's own name
+    """Refuses ids below 0, as torch does; ONNX counts them from the end of the table."""
+    refused = torch.where(input < 0, input - weight.shape[0], input)
+    return nn.functional.embedding(refused, weight, *settings, **named)
+
+
 _SAME: dict[Callable[..., Any], Callable[..., Any]] = {
+    nn.functional.embedding: _embedding,
     nn.functional.rrelu: _rrelu,
     torch.rrelu: _rrelu,
     torch.rrelu_: _rrelu_,

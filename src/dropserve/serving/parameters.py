@@ -19,6 +19,7 @@ NAMES = ("mc_samples", "mc_seed", "mc_scheme", "mc_coverage", "mc_tolerance")
 PREFIX = "mc_"
 SUFFIX = "-mc"
 _NUMBER = re.compile(r"-?(?=.{1,24}$)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
+_PERCENT = 101  # a whole number up to 100 might be a percentage, or 1 a whole
 _ROUNDING = 1e-3  # thousandths: a fraction that was 32-bit once is still the same one
 _HEADER = "mc-"  # proxies drop names with underscores
 _MOST_NUMBERS = 2**26  # of the samples of one request: 256 MiB of float32
@@ -119,7 +120,7 @@ def read_coverage(parameters: Mapping[str, Any]) -> int:
     """
     if "mc_coverage" not in parameters:
         return COVERAGE
-    share = _fraction(parameters, "mc_coverage", most=0.999, such_as=0.9)
+    share = _fraction(parameters, "mc_coverage", least=_PERCENT, such_as=0.9)
     return max(1, math.ceil(share * 1000 - _ROUNDING))
 
 
@@ -131,7 +132,7 @@ def read_tolerance(parameters: Mapping[str, Any]) -> float | None:
     """
     if "mc_tolerance" not in parameters:
         return None
-    return _fraction(parameters, "mc_tolerance", most=0.999, such_as=0.01)
+    return _fraction(parameters, "mc_tolerance", least=1, such_as=0.01)
 
 
 def check_size(settings: Settings, rows: int, numbers: int, limits: Limits) -> None:
@@ -178,16 +179,23 @@ def _whole(parameters: Mapping[str, Any], name: str, default: int, least: int, m
     return value
 
 
-def _fraction(parameters: Mapping[str, Any], name: str, *, most: float, such_as: float) -> float:
-    """A fraction, also where it came in whole thousandths, as was once the only way."""
+def _fraction(parameters: Mapping[str, Any], name: str, *, least: int, such_as: float) -> float:
+    """A fraction, also where it came in whole thousandths, as was once the only way.
+
+    Args:
+        parameters: of the request.
+        name: of the parameter.
+        least: thousandths from which a whole number is taken: 99 might be meant in percent.
+        such_as: an example for messages.
+    """
     value = parameters[name]
     thousandths = value if value == 1 else whole(value)  # 1.0 might mean all, or a thousandth
-    if type(thousandths) is int and 1 <= thousandths <= 999:
+    if type(thousandths) is int and least <= thousandths <= 999:
         return thousandths / 1000
-    if type(value) is not float or not 0 < value <= most:
+    if type(value) is not float or not 0 < value <= 0.999:
         _refuse(
-            f"{name} is {describe(value)}; expected a fraction above 0, at most {most}, such as {such_as} "
-            "(or a whole number of thousandths from 1 to 999)"
+            f"{name} is {describe(value)}; expected a fraction above 0, at most 0.999, such as {such_as} "
+            f"(or a whole number of thousandths from {least} to 999)"
         )
     return value
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dropserve.dropout.mode import no_fused_attention
 from dropserve.errors import ExportError
 from dropserve.export.subject import EDGE_KINDS
 from dropserve.export.torchscript import trace
@@ -45,10 +46,12 @@ def data_dependent_control_flow(exam: Examination) -> Outcome:
     flat = _Flat(exam.probe.module)
     flat.training = exam.probe.module.training  # of the wrapper alone: the model stays as it is
     try:
-        traced, fixed = trace(flat, list(exam.inputs.values()))
+        with no_fused_attention():  # as the exported files are traced
+            traced, fixed = trace(flat, list(exam.inputs.values()))
     except ExportError as error:
         return skipped(f"not judged: {error}")
     reads = [operation for operation in exam.trace.operations if operation.is_read]
+    ids = any(not tensor.is_floating_point() for tensor in exam.inputs.values())  # all may be padding
     worst, tried = 0.0, 0
     start = time.perf_counter()
     for kind, batch in _batches(exam, many=bool(reads or fixed)):
@@ -59,7 +62,7 @@ def data_dependent_control_flow(exam: Examination) -> Outcome:
         except (ForwardError, OutputError):  # a model may refuse numbers that are far from ordinary
             continue
         tried += 1
-        difference = _replay(traced, batch, expected, finite=kind in EDGE_KINDS)
+        difference = _replay(traced, batch, expected, finite=ids or kind in EDGE_KINDS)
         if not difference.within(_ROUNDING * exam.settings.tolerance):
             fused = fused_attention(exam, batch, expected)
             if fused is not None:
@@ -99,7 +102,7 @@ def _batches(exam: Examination, *, many: bool) -> Iterator[tuple[str, Tensors]]:
 
 def _replay(traced: Any, batch: Tensors, expected: Tensors, *, finite: bool) -> Difference:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_fused_attention():
             outputs = traced(*(tensor.clone() for tensor in batch.values()))
     except RuntimeError as error:
         lines = str(error).strip().splitlines()

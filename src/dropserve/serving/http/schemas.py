@@ -49,8 +49,10 @@ def settings(limits: Limits, *, monte_carlo: bool) -> dict[str, Schema]:
         "mc_samples": _whole(2, limits.max_mc_samples, "forward passes, each with its own masks"),
         "mc_seed": _whole(-1, SEED_LIMIT - 1, "which masks; -1 draws a seed, and the answer names it"),
         "mc_scheme": {"enum": list(SCHEMES), "description": "how masks are drawn"},
-        "mc_coverage": _fraction("how often sets and intervals hold the truth; rounded up to a thousandth"),
-        "mc_tolerance": _fraction("Monte Carlo error at which a row may stop"),
+        "mc_coverage": _fraction(
+            "how often sets and intervals hold the truth; rounded up to a thousandth", 101
+        ),
+        "mc_tolerance": _fraction("Monte Carlo error at which a row may stop", 2),
     }
 
 
@@ -58,9 +60,14 @@ def _whole(least: int, most: int, about: str) -> Schema:
     return {"type": "integer", "minimum": least, "maximum": most, "description": about}
 
 
-def _fraction(about: str) -> Schema:
+def _fraction(about: str, least: int) -> Schema:
     fraction = {"type": "number", "exclusiveMinimum": 0, "maximum": 0.999, "description": about}
-    thousandths = {"type": "integer", "minimum": 2, "maximum": 999, "description": f"{about}; in thousandths"}
+    thousandths = {
+        "type": "integer",
+        "minimum": least,
+        "maximum": 999,
+        "description": f"{about}; in thousandths",
+    }
     return {"anyOf": [fraction, thousandths]}
 
 
