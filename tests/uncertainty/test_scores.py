@@ -45,3 +45,12 @@ def test_a_row_is_calibrated_by_others_alone():
         assert (other != usual).any(axis=1).sum() > 300, "of other rows it decides a little"
     everybody = Temperature.fit(probabilities, labels).probabilities(probabilities)
     assert np.abs(usual - everybody).max() < 0.05
+
+
+def test_probabilities_that_are_served_unchanged_are_judged_unchanged() -> None:
+    generator = np.random.default_rng(5)
+    logits = generator.normal(size=(30, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([generator.choice(3, p=row) for row in probabilities])
+    assert Temperature.fit(probabilities, truth).value == 1
+    assert np.array_equal(calibrated_by_others(probabilities, truth), probabilities)

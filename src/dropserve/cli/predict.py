@@ -243,7 +243,11 @@ def _raised_by(found: Mapping[str, Any], answer: Answer) -> str:
 def _notes(answer: Answer) -> list[str]:
     """What the server says of its calibration, in its words: too few rows, or why there is none."""
     reason = answer.calibration.get("reason")
-    return [*([f"not calibrated: {reason}"] if reason else []), *answer.calibration.get("notes", [])]
+    without = "so there is no set or interval, and rows unlike the training data are not flagged"
+    return [
+        *([f"not calibrated, {without}: {reason}"] if reason else []),
+        *answer.calibration.get("notes", []),
+    ]
 
 
 def _number(value: Any) -> str:
@@ -271,5 +275,5 @@ def _say_next(console: Console, answer: Answer, *, mc: bool) -> None:
         console.print("next: [bold]--samples 50[/] or more tells the Monte Carlo error too")
     else:
         console.print(
-            "next: [bold]--samples N[/] for a smaller Monte Carlo error, [bold]--json[/] for programs"
+            "next: [bold]--coverage 0.95[/] for a wider set or interval, [bold]--json[/] for programs"
         )

@@ -184,7 +184,9 @@ def _parameters(model: str, *, mc: bool, settings: Settings) -> dict[str, Any]:
         raise UsageError(f"{min(unknown)}: expected {', '.join(Settings.__annotations__)}")
     given = {f"mc_{name}": value for name, value in settings.items() if value is not None}
     if given and not (mc or model.endswith(SUFFIX)):
-        raise UsageError(f"{', '.join(given)}: only Monte Carlo takes settings; add mc=True")
+        raise UsageError(
+            f"{', '.join(given)}: only Monte Carlo takes settings; add mc=True (--mc on the command line)"
+        )
     return given
 
 

@@ -54,6 +54,8 @@ def calibrated_by_others(
 ) -> Float:
     """Probabilities [B, C], each row's at a temperature that was chosen on other rows.
 
+    Where all rows together leave the temperature at 1, they are returned as they are: so they are served.
+
     Args:
         probabilities: means over samples [B, C].
         labels: [B].
@@ -64,6 +66,8 @@ def calibrated_by_others(
     """
     mean, truth = as_probabilities(probabilities, labels)
     without = None if plain is None else as_probabilities(plain, labels)[0]
+    if Temperature.fit(mean, truth, without).value == 1:
+        return mean
     calibrated = np.empty_like(mean)
     for others, judged in folds(len(mean)):
         found = Temperature.fit(mean[others], truth[others], None if without is None else without[others])
