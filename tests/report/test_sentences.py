@@ -85,6 +85,14 @@ def test_a_rise_in_the_middle_is_told() -> None:
     assert "stayed within" not in said
 
 
+@pytest.mark.parametrize(("rows", "sure"), [(9, False), (1000, True), (None, True)])
+def test_few_validation_rows_do_not_prove_overfitting(rows: int | None, sure: bool) -> None:
+    curve = {"epoch": np.arange(1.0, 5), "validation_loss": np.array([2.0, 1.0, 1.2, 1.3])}
+    said = tail(curve, 1, nats=False, rows=rows)
+    assert ("the later epochs overfitted" in said) == sure
+    assert ("chance moves a mean of 9 rows much" in said) != sure
+
+
 @given(st.floats(), st.floats(), st.booleans())
 def test_the_gap_is_told_as_it_is(train: float, validation: float, dropout: bool) -> None:
     said = gap(train, validation, dropout=dropout)
@@ -201,8 +209,10 @@ def test_what_declining_buys_is_told_as_it_is(rows: int, data: st.DataObject) ->
     words = declined(int(wrong.sum()), rows, curve.risk_at(0.9), curve.risk_at(0.5))
     assert ("None of the" in words) == (not wrong.any())
     if wrong.any():
-        half = wrong[: math.ceil(rows / 2)].mean()
-        assert f"if half, {100 * half:.1f}%" in words
+        half, answered = wrong[: math.ceil(rows / 2)].mean(), math.ceil(rows / 2)
+        ends = binomtest(int(wrong[:answered].sum()), answered).proportion_ci(method="wilson")
+        assert f"if half, {wrong[:answered].sum()} of {answered} (95% interval" in words
+        assert f"to {100 * ends.high:.1f}%)." in words
         assert ("no smaller share" in words) == (half >= wrong.mean())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dropserve.uncertainty.checks import Bool, Float, Whole
@@ -114,7 +116,9 @@ def selective_section(a: ClassAnswers) -> Section:
     words = (declined(int(wrong.sum()), len(wrong), curve.risk_at(0.9), curve.risk_at(0.5)),)
     table = Table(
         ("answered by the model", "wrong among these"),
-        tuple((percent(c, 0), percent(curve.risk_at(c), 2)) for c in (1, 0.95, 0.9, 0.8, 0.7, 0.5)),
+        tuple(
+            (percent(c, 0), _among(curve.risk_at(c), c, len(wrong))) for c in (1, 0.95, 0.9, 0.8, 0.7, 0.5)
+        ),
         caption=f"Area under the curve (AURC): {curve.aurc:.5f}; the best possible order gives "
         f"{best.aurc:.5f}.",
     )
@@ -148,12 +152,18 @@ def declined(wrong: int, rows: int, most: float, half: float) -> str:
         )
     words = (
         f"If the model answers everything, {of_rows(wrong, rows)} of its answers to held-out rows are wrong. "
-        f"If it passes the 10% that it is least sure of to a person, {percent(most)} of the rest are wrong; "
-        f"if half, {percent(half)}."
+        f"If it passes the 10% that it is least sure of to a person, {_among(most, 0.9, rows)} of the rest "
+        f"are wrong; if half, {_among(half, 0.5, rows)}."
     )
     if half >= wrong / rows:
         words += " On these rows, declining the doubtful half leaves no smaller share of wrong answers."
     return words
+
+
+def _among(risk: float, share: float, rows: int) -> str:
+    """Wrong answers among the surest share of the rows, with their interval."""
+    answered = math.ceil(share * rows - 1e-9)
+    return of_rows(round(risk * answered), answered)
 
 
 def histogram_section(a: ClassAnswers) -> Section:

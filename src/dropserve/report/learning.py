@@ -13,7 +13,7 @@ from dropserve.manifest import RunManifest
 from .content import Plot, Section, Table
 from .evidence import Evidence
 from .svg import Axis, Line, Mark, draw
-from .words import count, number, percent, spaced
+from .words import FEW, count, number, percent, spaced
 
 CURVE = "learning_curve.csv"
 Curve = dict[str, NDArray[np.float64]]
@@ -106,7 +106,7 @@ def overfitting(evidence: Evidence) -> Section:
     kept, last = float(validation[best]), float(validation[-1])
     nats = evidence.manifest.preprocessing.heteroscedastic  # this loss may be below 0, so it has no ratios
     words = [
-        tail(curve, best, nats=nats),
+        tail(curve, best, nats=nats, rows=_validation_rows(evidence)),
         gap(float(train[best]), kept, dropout=bool(evidence.manifest.sites)),
     ]
     compared = _validation_against_test(metrics, monitor_of(evidence.run.manifest))
@@ -177,13 +177,21 @@ def why_kept(curve: Curve, best: int, monitor: str) -> str:
     return _NAMED
 
 
-def tail(curve: Curve, best: int, *, nats: bool) -> str:
+def _validation_rows(evidence: Evidence) -> int | None:
+    """How many rows the curve's loss is a mean of, where the run says it."""
+    rows = evidence.run.manifest.data.get("rows")
+    many = rows.get("validation") if isinstance(rows, dict) else None
+    return many if isinstance(many, int) else None
+
+
+def tail(curve: Curve, best: int, *, nats: bool, rows: int | None = None) -> str:
     """What validation loss did after its lowest value, in all epochs after it.
 
     Args:
         curve: with ``epoch`` and ``validation_loss``.
         best: the row of the kept epoch.
         nats: the loss may be below 0: differences are told, not shares.
+        rows: that the loss is a mean of; few say less.
     """
     epochs, losses = curve["epoch"], curve["validation_loss"]
     if not np.isfinite(losses).all():
@@ -212,11 +220,11 @@ def tail(curve: Curve, best: int, *, nats: bool) -> str:
     told = f"{since} validation loss rose by up to {up} (at epoch {where}) and ended {at_end} above it"
     if end <= _LITTLE and (shares or nats):
         return f"{told}: it came back, so this is an uneven curve more than a sign of overfitting."
-    if lowest == best:
-        return f"{told}: by this loss, the later epochs overfitted. An earlier epoch is kept."
-    return (
-        f"{told}: by this loss, the later epochs overfitted. Epoch {int(epochs[best])} is kept all the same."
-    )
+    sign = "by this loss, the later epochs overfitted"
+    if rows is not None and rows < FEW:
+        sign = f"a sign of overfitting, though chance moves a mean of {count(rows, 'row')} much"
+    kept = "An earlier epoch is kept" if lowest == best else f"Epoch {int(epochs[best])} is kept all the same"
+    return f"{told}: {sign}. {kept}."
 
 
 def gap(train: float, validation: float, *, dropout: bool) -> str:

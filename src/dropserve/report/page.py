@@ -14,8 +14,8 @@ from . import about, classes, examples, learning, precision, proof, sets, tested
 from .answers import ClassAnswers, calibration_of, class_answers, value_answers, why_unjudged
 from .content import Fact, Page, Section
 from .evidence import Evidence, HeldOut
-from .summary import FEW, split_of, summarise
-from .words import between, count, number, percent
+from .summary import split_of, summarise
+from .words import FEW, between, count, number, percent
 
 REPORT = "report.html"
 _CLASSES = (

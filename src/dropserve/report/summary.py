@@ -16,10 +16,8 @@ from .evidence import Evidence
 from .learning import monitor_of
 from .proof import waived
 from .tested import Tested, class_score, read_tested, value_score
-from .words import between, count, listed, number, percent
+from .words import FEW, between, count, listed, number, percent
 
-FEW = 100
-"""Fewer test rows than this leave a share uncertain by ten points or so."""
 FEW_OF_CLASS = 20
 """Fewer test rows of a class than this leave its recall uncertain by twenty points or so."""
 

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike
 
 from dropserve.uncertainty.checks import Float
 
+FEW = 100
+"""Fewer test rows than this leave a share uncertain by ten points or so."""
+
 
 def percent(share: float, digits: int = 1) -> str:
     """0.981 as 98.1%."""

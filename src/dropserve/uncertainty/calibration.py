@@ -169,6 +169,8 @@ def shrinkage_note(what: str, value: float, likeliest: float | None, rows: int) 
     """
     if rows >= FEW:
         return None
+    if value == 1 and likeliest is None:
+        return f"calibrated on {rows} rows, too few to show that {what} should be other than 1"
     if likeliest is None or abs(np.log(value / likeliest)) < _STEP / 5:
         return f"calibrated on {rows} rows, which fix {what} only roughly"
     if value != 1 and min(likeliest, 1) <= value <= max(likeliest, 1):
