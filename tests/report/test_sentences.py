@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -93,6 +93,8 @@ def test_few_validation_rows_do_not_prove_overfitting(rows: int | None, sure: bo
     assert ("chance moves a mean of 9 rows much" in said) != sure
 
 
+@example(train=-0.0, validation=0.0, dropout=False)
+@example(train=0.0, validation=-0.0, dropout=True)
 @given(st.floats(), st.floats(), st.booleans())
 def test_the_gap_is_told_as_it_is(train: float, validation: float, dropout: bool) -> None:
     said = gap(train, validation, dropout=dropout)

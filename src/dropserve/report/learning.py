@@ -236,7 +236,7 @@ def gap(train: float, validation: float, *, dropout: bool) -> str:
         f"At the kept epoch the loss is {number(validation)} on validation rows and {number(train)} on "
         f"training rows{harder}."
     )
-    if number(validation) == number(train):
+    if validation == train or number(validation) == number(train):  # 0.0 is not written like -0.0
         return f"{both} They are the same to four digits."
     if validation < train:
         return f"{both} By this measure the model does no worse on rows it has not seen."
